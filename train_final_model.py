@@ -1,0 +1,843 @@
+"""Train one gloss -> pose model on iSign to the end.
+
+    python train_final_model.py --model gru          (or transformer, or bert)
+
+Reads the data set named below, or an embedded sample where iSign's hub id has no access token. Writes into this folder
+best_<model>.pt, the checkpoint of the lowest validation MSE, complete by itself, and log_<model>.csv, a line per epoch.
+"""
+import argparse
+import contextlib
+import csv
+import functools
+import glob
+import hashlib
+import math
+import os
+import re
+import struct
+import sys
+import tempfile
+import time
+import unicodedata
+import zipfile
+import zlib
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from datasets.arrow_writer import ArrowWriter
+from huggingface_hub import get_token
+from pose_format.numpy import NumPyPoseBody
+from pose_format.pose_header import PoseHeader
+from pose_format.utils.reader import BufferReader
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+from tqdm import tqdm
+
+# ---- SETTINGS: edit and run again
+# Data
+DATASET = "Exploration-Lab/iSign"    # hub id, a local folder of the same layout, or "sample"
+CONFIG = "iSign_v1.1"                # the data set's configuration; None: its default
+POSES = "iSign-poses_v1.1_part_*"    # archive parts within DATASET; or a path: parts, a zip, a folder of .pose files
+VALIDATION_SHARE = 0.1               # share of the videos that validate, where the data has no such split
+TRAIN_CLIPS, VALIDATION_CLIPS = 0, 0  # train on so many, drawn by whole videos; 0: all
+FPS = 25                             # frames per second that clips are brought to
+MAX_FRAMES = 96                      # a longer clip is resampled to so many, not cut
+POSE_DIM = 152                       # 76 keypoints x (x, y)
+MAX_GLOSS_LEN = 16                   # glosses of a sentence; what is beyond is cut
+MIN_GLOSS_COUNT = 2                  # rarer glosses of the training split become <unk>, so that <unk> is trained
+PROCESSES = 2                        # that read and prepare clips
+# Models
+BERT_NAME = "bert-base-uncased"      # hub id, or a folder with a model and its tokenizer
+EMBED_DIM = 256
+HIDDEN_DIM = 512
+DROPOUT = 0.1
+# Training
+EPOCHS = 60
+PATIENCE = 8                         # epochs without a lower validation MSE before a run stops
+BATCH_SIZE = 8
+LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at the GRU's rate
+WARMUP = 0.05                        # share of the steps in which the rates rise; after that they fall to 0
+GRAD_CLIP = 1.0                      # largest norm of the gradient
+DURATION_WEIGHT = 0.1                # of the error of the duration beside the MSE
+SEED = 0
+MIXED_PRECISION = True               # on CUDA: bfloat16, or float16 with a scaler where the GPU has no bfloat16
+LOADER_WORKERS = 2                   # processes that make batches; 0: none
+
+# ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
+# Shapes: B clips, S glosses or word pieces, T frames, D = 2 K pose numbers of K keypoints, H hidden size.
+# Masks: True = real. A pose number that is NaN was not seen or is padding, and enters no loss, metric or statistic.
+
+ISIGN = "Exploration-Lab/iSign"
+FINGERS = [f"{finger}_{joint}" for finger in ("INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY")
+           for joint in ("MCP", "PIP", "DIP", "TIP")]
+HAND = ["WRIST", "THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP", *FINGERS]
+BODY = "NOSE LEFT_EYE RIGHT_EYE LEFT_EAR RIGHT_EAR LEFT_SHOULDER RIGHT_SHOULDER LEFT_ELBOW RIGHT_ELBOW " \
+       "LEFT_WRIST RIGHT_WRIST"
+FACE = "61 291 17 0 70 105 107 300 334 336 161 158 33 163 153 133 388 385 263 390 380 362 9"
+# The 76 keypoints of PoseStitch-SLT (EMNLP 2025), by the names they have in MediaPipe Holistic's .pose files
+POINTS = [*(("LEFT_HAND_LANDMARKS", name) for name in HAND), *(("RIGHT_HAND_LANDMARKS", name) for name in HAND),
+          *(("POSE_LANDMARKS", name) for name in BODY.split()), *(("FACE_LANDMARKS", name) for name in FACE.split())]
+SHOULDERS, WRISTS, HANDS = [47, 48], [51, 52], range(42)
+FAR = 10                # shoulder widths: a point farther out is an error of the detector
+MAX_POSE_BYTES = 2**28  # of an unpacked .pose file; Holistic fills them in 25 minutes
+CHUNK = 256             # clips in a file of the cache: what an interruption can cost
+CLIP = datasets.Features({"gloss": datasets.Value("string"), "problem": datasets.Value("string"),
+                          "seconds": datasets.Value("float32"), "pose": datasets.List(datasets.Value("float32"))})
+PAD, UNK = 0, 1
+
+
+class BadClip(Exception):
+    """A clip that is left out; the message is the reason that it is counted under."""
+
+
+def check_settings(settings):
+    """Raise SystemExit with one line for a setting, by its upper-case name, that makes no sense."""
+    whole = dict(MAX_FRAMES=1, POSE_DIM=2, MAX_GLOSS_LEN=1, MIN_GLOSS_COUNT=1, PROCESSES=1, EMBED_DIM=4, HIDDEN_DIM=2,
+                 EPOCHS=1, PATIENCE=1, BATCH_SIZE=1, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, SEED=0, LOADER_WORKERS=0)
+    share = dict(VALIDATION_SHARE=(0.001, 0.9), DROPOUT=(0, 0.9), WARMUP=(0, 0.9), LR_GRU=(0, 1), LR_TRANSFORMER=(0, 1),
+                 LR_BERT=(0, 1), FPS=(1, 1000), GRAD_CLIP=(0.0001, math.inf), DURATION_WEIGHT=(0, math.inf))
+    for name in settings.keys() & (whole.keys() | share.keys()):
+        value, step = settings[name], {"POSE_DIM": 2, "HIDDEN_DIM": 2, "EMBED_DIM": 4}.get(name, 1)
+        kinds, low, high = ([int], whole[name], math.inf) if name in whole else ([int, float], *share[name])
+        if type(value) not in kinds or not low <= value <= high or step > 1 and value % step:
+            raise SystemExit(f"error: {name} = {value!r} makes no sense; it is a {'whole ' * (len(kinds) == 1)}number "
+                             f"from {low} to {high}" + f", a multiple of {step}" * (step > 1))
+
+
+def split_glosses(text):
+    """A gloss sentence or English text -> its glosses: upper case, without the punctuation of sentences."""
+    words = unicodedata.normalize("NFC", str(text or "")).upper().split()
+    words = [word.strip(".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|") for word in words]
+    return [word for word in words if word]
+
+
+def video_of(uid):
+    """The video that a clip was cut from, by the three forms of iSign's uids; any other uid is a video by itself."""
+    match = re.fullmatch(r"([0-9a-f]{12})-\d+|(.{11})--\d+|(.{11})_(?:w|d|e\d+)", uid)
+    return next(filter(None, match.groups())) if match else uid
+
+
+def hash_share(text):
+    """Any text -> a number in [0, 1), spread evenly and the same in every run."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+# ---- from rows to prepared clips
+
+class JoinedParts(fsspec.spec.AbstractBufferedFile):
+    """An archive that was cut into parts by size, as one seekable file that is read by ranges."""
+
+    def __init__(self, fs, paths):
+        self.parts, size = [], 0  # (file, its begin and its end in the archive)
+        for path in paths:
+            begin, size = size, size + fs.size(path)
+            self.parts.append((fs.open(path, "rb", cache_type="none"), begin, size))
+        super().__init__(fs, paths[0], block_size=1, cache_type="readahead", size=size)  # keeps the last range it read
+
+    def _fetch_range(self, start, end):
+        pieces = []
+        for file, begin, stop in self.parts:
+            if start < stop and begin < end:
+                file.seek(max(start, begin) - begin)
+                pieces.append(file.read(min(end, stop) - max(start, begin)))
+        return b"".join(pieces)
+
+
+@functools.cache  # once per process: the directory of iSign's archive has 127,237 entries
+def open_poses(url, token):
+    """Where the poses are (parts of a zip, a zip, or a folder; local or hf://) -> a function: uid -> .pose bytes."""
+    fs, pattern = fsspec.core.url_to_fs(url, **({"token": token} if url.startswith("hf://") else {}))
+    if fs.isdir(pattern):
+        files = {Path(path).stem: path for path in fs.ls(pattern, detail=False)}
+
+        def read_file(uid):
+            if uid not in files:
+                raise BadClip("no .pose file")
+            return fs.cat_file(files[uid])
+        return read_file
+    paths = sorted(fs.glob(pattern))
+    if not paths:
+        raise SystemExit(f"error: no poses at {url}; set POSES to the parts of a zip, a zip, or a folder of .pose")
+    parts = JoinedParts(fs, paths)
+    try:
+        archive = zipfile.ZipFile(parts)
+    except zipfile.BadZipFile as error:
+        raise SystemExit(f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?")
+    members = {Path(info.filename).stem: info for info in archive.infolist() if info.filename.endswith(".pose")}
+
+    def read_member(uid):
+        if uid not in members:
+            raise BadClip("not in the archive")
+        info = members[uid]
+        if info.file_size > MAX_POSE_BYTES:
+            raise BadClip("too large")
+        parts.seek(info.header_offset)  # all that zipfile is going to read of it, by one request
+        parts.read(30 + len(info.orig_filename.encode()) + 64 + info.compress_size)
+        try:
+            return archive.read(info)
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError):
+            raise BadClip("damaged in the archive")
+    return read_member
+
+
+def read_keypoints(data):
+    """The bytes of a .pose file -> keypoints (frames, K, 2), NaN = not seen, and its frames per second.
+
+    The origin is the median midpoint of the shoulders, the unit their median distance: one pair for the whole clip.
+    """
+    try:
+        reader = BufferReader(data)
+        header = PoseHeader.read(reader)
+        frames = struct.unpack_from("<HHH", data, reader.read_offset)[1]  # of v0.1, modulo 2 ** 16
+        body = NumPyPoseBody.read(header, reader)
+        xy, confidence, fps = body.data.data[:, 0, :, :2], body.confidence[:, 0], float(body.fps)
+    except Exception as error:  # whatever the library's parser meets in a file that is none
+        raise BadClip("not a readable .pose file") from error
+    # The library takes the number of a v0.1 file's frames from its length, and so misreads one that was cut.
+    if round(header.version, 3) == 0.1 and len(xy) % 2**16 != frames or reader.read_offset != len(data):
+        raise BadClip("cut short")
+    if not 1 <= fps <= 1000:
+        raise BadClip("no frame rate")
+    names = [(part.name, name) for part in header.components for name in part.points]
+    columns = [names.index(point) if point in names else -1 for point in POINTS]
+    seen = (confidence[:, columns] > 0) & (np.array(columns) >= 0)
+    keypoints = np.where(seen[..., None], xy[:, columns], np.nan)
+    shoulders = keypoints[:, SHOULDERS]
+    shoulders = shoulders[np.isfinite(shoulders).all((1, 2))]
+    width = np.median(np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=-1)) if len(shoulders) else 0
+    if width == 0:
+        raise BadClip("no shoulders")
+    return (keypoints - np.median(shoulders.mean(1), 0)) / width, fps
+
+
+def row_keypoints(pose):
+    """A row's `pose` (frames, D), NaN or an exact (0, 0) = not seen -> keypoints (frames, K, 2)."""
+    try:
+        pose = np.asarray(pose, np.float32)
+        keypoints = pose.reshape(*pose.shape[:-1], -1, 2)
+    except (TypeError, ValueError):
+        keypoints = np.empty(0)
+    if keypoints.ndim != 3:
+        raise BadClip("pose is not frames x numbers")
+    return np.where((keypoints == 0).all(-1, keepdims=True), np.nan, keypoints)
+
+
+def resample(keypoints, n):
+    """(frames, K, 2) -> (n, K, 2) by linear interpolation; a point is seen where the nearest frame has seen it."""
+    at = np.linspace(0, len(keypoints) - 1, n)
+    low = np.floor(at).astype(int)
+    part = (at - low)[:, None, None]
+    before, after = keypoints[low], keypoints[np.minimum(low + 1, len(keypoints) - 1)]
+    between = before * (1 - part) + after * part
+    return np.where(np.isnan(between), np.where(part < 0.5, before, after), between)
+
+
+def prepare_clip(row, poses, token, fps, max_frames, pose_dim):
+    """A row -> an example of CLIP; one that cannot be used has a problem, and no pose."""
+    try:
+        keypoints, source_fps = ((row_keypoints(row["pose"]), fps) if "pose" in row else
+                                 read_keypoints(open_poses(poses, token)(row["uid"])))
+        if len(keypoints) and keypoints.shape[1] * 2 != pose_dim:
+            raise SystemExit(f"error: POSE_DIM is {pose_dim}; the data has {keypoints.shape[1] * 2} numbers a frame")
+        near = np.abs(keypoints).max(-1, keepdims=True) <= FAR  # not so NaN and infinity
+        if not near.any():
+            raise BadClip("nothing seen")
+        seconds = len(keypoints) / source_fps
+        pose = resample(np.where(near, keypoints, np.nan), max(1, min(max_frames, round(seconds * fps))))
+        return {"gloss": row["gloss"], "problem": "", "seconds": seconds, "pose": pose.ravel().astype(np.float32)}
+    except BadClip as problem:
+        return {"gloss": row["gloss"], "problem": str(problem), "seconds": 0, "pose": np.empty(0, np.float32)}
+
+
+def prepare_chunk(path, rows, how):
+    """Prepare the rows (a Dataset) of one chunk into the Arrow file `path`, whole or not at all -> their number."""
+    temporary = f"{path}.{os.getpid()}"
+    with ArrowWriter(path=temporary, features=CLIP) as writer:
+        for row in rows.with_format("numpy") if "pose" in rows.features else rows:
+            writer.write(prepare_clip(row, **how))
+        writer.finalize()
+    os.replace(temporary, path)
+    return len(rows)
+
+
+def prepare(rows, contents, processes, how):
+    """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, by memory map from the cache of `datasets`.
+
+    `contents` names what each row holds. A chunk that lies in the cache under its contents, `how` they are prepared
+    and the state of a local archive is not made again.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose")
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp = [POINTS, FAR, sorted((name, value) for name, value in how.items() if name != "token")]
+    stamp += [(file.st_size, file.st_mtime_ns) for file in map(os.stat, sorted(glob.glob(how["poses"])))]
+    chunks, missing = [], []
+    for start in range(0, len(rows), CHUNK):
+        part = range(start, min(start + CHUNK, len(rows)))
+        name = hashlib.sha256(repr((stamp, contents[part.start:part.stop])).encode()).hexdigest()[:32]
+        chunks.append(folder / f"{name}.arrow")
+        if not chunks[-1].exists():
+            missing.append((chunks[-1], rows.select(part), how))
+    pool = contextlib.nullcontext()
+    if min(processes, len(missing)) > 1:  # spawned, since a fork takes over this process's threads and connections
+        pool = ProcessPoolExecutor(min(processes, len(missing)), get_context("spawn"))
+    with pool, tqdm(total=sum(len(job[1]) for job in missing), desc="preparing", unit=" clips", disable=None) as bar:
+        for done in getattr(pool, "map", map)(prepare_chunk, *zip(*missing)) if missing else ():
+            bar.update(done)
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in chunks])
+
+
+def split_by_video(videos, share):
+    """Videos of the clips -> the set of those that validate, by the hash of their id; at least one on either side."""
+    order = sorted(set(videos), key=hash_share)
+    if len(order) < 2:
+        raise SystemExit("error: the clips are of a single video, so that there is nothing to validate on")
+    return set(order[:min(max(1, sum(hash_share(video) < share for video in order)), len(order) - 1)])
+
+
+def draw_subset(videos, clips):
+    """Videos of the clips -> indices of at least `clips` clips (0: all), by whole videos, the same ones every time."""
+    left, chosen, sizes = clips or len(videos), set(), Counter(videos)
+    for video in sorted(sizes, key=lambda video: hash_share(f"subset {video}")):
+        if left > 0:
+            chosen.add(video)
+            left -= sizes[video]
+    return [i for i, video in enumerate(videos) if video in chosen]
+
+
+def load_rows(dataset, config, token):
+    """The data set -> {split: Dataset with the columns gloss, and pose or uid}, and its name for the results."""
+    if dataset == ISIGN and token is None:
+        print("!" * 100, f"!!  NO ACCESS TOKEN: {ISIGN} is gated, so what follows is NOT iSign.",
+              "!!  It runs on an embedded, synthetic SAMPLE. For iSign accept its terms on the hub and set HF_TOKEN",
+              "!!  (see the README).", "!" * 100, sep="\n")
+        dataset = "sample"
+    if dataset == "sample":
+        return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, "sample data"
+    try:
+        found = datasets.load_dataset(dataset, config, token=token)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {str(error).splitlines()[0]}")
+    names = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"]}
+    rows = {split: found[name] for split in names for name in names[split] if name in found}
+    for split, table in rows.items():
+        text, pose = ("gloss" if "gloss" in table.features else "text"), ("pose" if "pose" in table.features else "uid")
+        if not {text, pose} <= set(table.features):
+            raise SystemExit(f"error: DATASET {dataset!r} has the columns {', '.join(table.features)}; it needs gloss "
+                             "or text, and pose or uid")
+        rows[split] = table.select_columns(sorted({text, pose, "uid"} & set(table.features)))
+        rows[split] = rows[split] if text == "gloss" else rows[split].rename_column(text, "gloss")
+    if "train" not in rows:
+        raise SystemExit(f"error: DATASET {dataset!r} has no split `train`, only {', '.join(found)}")
+    return rows, dataset
+
+
+def load_clips(dataset, config, poses, validation_share, limits, max_gloss_len, processes, fps, max_frames, pose_dim):
+    """The data set -> {"train": ..., "validation": ...}: Datasets of usable CLIPs, at least `limits[split]` if there
+    are so many (0: all); and the data's name. Prints what there is and what was left out.
+    """
+    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or get_token()  # today's hub library does not read this variable
+    rows, name = load_rows(dataset, config, token)
+    if glob.glob(poses) or os.path.isdir(dataset):
+        poses = os.path.abspath(poses if glob.glob(poses) else os.path.join(dataset, poses))
+    else:
+        poses = f"hf://datasets/{dataset}/{poses}"
+    how = {"poses": poses, "token": token, "fps": fps, "max_frames": max_frames, "pose_dim": pose_dim}
+    has_uid, left_out, videos = "uid" in rows["train"].features, Counter(), {}
+    for split, table in rows.items():  # videos[split]: the number of every row that is wanted -> its video
+        videos[split], uids = {}, set()
+        for i, (uid, gloss) in enumerate(zip(table["uid"] if has_uid else range(len(table)), table["gloss"])):
+            if not split_glosses(gloss) or gloss == "nan ":
+                left_out["no text"] += 1
+            elif uid in uids:
+                left_out["uid twice"] += 1
+            else:
+                videos[split][i] = video_of(str(uid))
+                uids.add(uid)
+    origin = "the data's own splits"
+    if "validation" not in rows:
+        origin = "split by video" if has_uid else "split by row, since there is no uid"
+        rows["validation"], every = rows["train"], videos["train"]
+        chosen = split_by_video(every.values(), validation_share)
+        videos = {split: {i: video for i, video in every.items() if (video in chosen) == (split == "validation")}
+                  for split in ("train", "validation")}
+    clips = {}
+    for split in ("train", "validation"):
+        numbers = [list(videos[split])[i] for i in draw_subset(videos[split].values(), limits[split])]
+        videos[split] = {videos[split][i] for i in numbers}
+        table = rows[split].select(numbers)
+        contents = ([(rows[split]._fingerprint, i) for i in numbers] if "pose" in table.features else
+                    list(zip(table["uid"], table["gloss"])))
+        prepared = prepare(table, contents, processes, how)
+        left_out.update(filter(None, prepared["problem"]))
+        clips[split] = prepared.select([i for i, problem in enumerate(prepared["problem"]) if not problem])
+        if not len(clips[split]):
+            raise SystemExit(f"error: {name} has no usable {split} clip; left out: {dict(left_out)}")
+    seconds = np.concatenate([clips[split]["seconds"] for split in clips])
+    cut = sum(len(split_glosses(gloss)) > max_gloss_len for split in clips for gloss in clips[split]["gloss"])
+    both = f"{len(videos['train'] & videos['validation'])} videos in both" if has_uid else "no uid names the videos"
+    print(f"data               {name}\n"
+          f"  clips            {len(clips['train'])} train, {len(clips['validation'])} validation ({origin}; {both})\n"
+          f"  left out         {', '.join(f'{n} {reason}' for reason, n in left_out.most_common()) or 'none'}\n"
+          f"  glosses cut      in {cut} sentences of more than {max_gloss_len}\n"
+          f"  clips resampled  {(np.round(seconds * fps) > max_frames).sum()} of more than {max_frames} frames")
+    return clips, name
+
+
+def sample_rows(n, seed):
+    """A synthetic Dataset of n rows with gloss and pose, the same in every run: every gloss has hand paths and hand
+    shapes of its own; sentences of 1 to 4 are joined with co-articulation, and vary in speed and in detail.
+    """
+    words = "HELLO I YOU WANT GO SCHOOL HOUSE WATER EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK".split()
+    rest = np.tile([0.45, 1.3, 1.4, 0.3, 0.3, 0.3, 0.3, 0.3], (2, 1))  # of an arm: wrist, turn of the hand, five curls
+    mouth, brow = [-.1, -.55, .1, -.55, 0, -.5, 0, -.58], [-.18, -.94, -.12, -.97, -.05, -.94]
+    eye, mirror = [-.14, -.86, -.1, -.88, -.17, -.85, -.14, -.83, -.1, -.83, -.06, -.85], np.tile([-1, 1], 6)
+    face = np.concatenate([mouth, brow, brow * mirror[:6], eye, eye * mirror, [0, -.92]])
+    signs = {}
+    for i, word in enumerate(words):
+        rng = np.random.default_rng(i)
+        keys = np.tile(rest, (3, 1, 1))
+        keys[:, 1] = rng.uniform([-0.1, -0.5, -2.2] + [0] * 5, [0.7, 0.9, -0.6] + [1] * 5, (3, 8))
+        if i % 3 == 0:  # a sign of both hands, which mirror each other
+            keys[:, 0] = keys[:, 1]
+        signs[word] = keys, rng.uniform(0.5, 0.9)
+    rng, bend, finger = np.random.default_rng([seed, 1000]), np.linspace(0.25, 1, 4), np.arange(-2, 3)[:, None]
+    rows = []
+    for _ in range(n):
+        glosses = [words[i] for i in rng.integers(0, len(words), rng.integers(1, 5))]
+        keys, pauses = [rest], [0]
+        for path, length in (signs[gloss] for gloss in glosses):
+            keys += list(path + rng.normal(0, 0.03, path.shape))
+            pauses += [0.25, length / 2, length / 2]
+        times = np.cumsum(pauses + [0.3]) / rng.uniform(0.8, 1.25)
+        keys, at = np.array(keys + [rest]), np.arange(0, times[-1], 1 / 25)
+        before = np.searchsorted(times, at, side="right") - 1
+        part = (0.5 - 0.5 * np.cos(np.pi * (at - times[before]) / np.diff(times)[before]))[:, None, None]
+        arms = keys[before] * (1 - part) + keys[before + 1] * part  # (frames, left and right, 8); x grows outwards
+        wrist, shoulder = arms[..., :2], np.broadcast_to([0.5, 0.0], arms[..., :2].shape)
+        reach = wrist - shoulder
+        length = np.linalg.norm(reach, axis=-1, keepdims=True).clip(0.1, 1.44)
+        elbow = shoulder + reach / 2 + np.sqrt(0.73**2 - length**2 / 4) / length * reach[..., ::-1] * [1, -1]
+        curl = arms[..., 3:, None]
+        turn, size = arms[..., 2, None, None] + 0.25 * finger + 0.5 * curl * bend, (0.34 - 0.04 * abs(finger)) * bend
+        joints = np.stack([np.cos(turn), np.sin(turn)], -1) * (size * (1 - 0.5 * curl * bend))[..., None]
+        hands = np.concatenate([wrist[:, :, None], wrist[:, :, None] + joints.reshape(len(at), 2, 20, 2)], 2)
+        head = np.array([0, -.75, .1, -.86, -.1, -.86, .21, -.8, -.21, -.8, *face]).reshape(28, 2)
+        head, sides = np.tile(head + rng.normal(0, 0.02, 2), (len(at), 1, 1)), np.array([[1, 1], [-1, 1]])
+        hands, arms = hands * sides[:, None], np.stack([shoulder, elbow, wrist], 1) * sides
+        pose = np.concatenate([hands.reshape(-1, 42, 2), head[:, :5], arms.reshape(-1, 6, 2), head[:, 5:]], 1)
+        pose += rng.normal(0, 0.004, pose.shape)
+        lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight for a while
+        pose[lost:lost + 8, 21:42] = np.nan
+        rows.append({"gloss": " ".join(glosses), "pose": pose.reshape(len(at), -1).astype(np.float32)})
+    return datasets.Dataset.from_list(rows)
+
+
+# ---- from clips to batches
+
+class Tokens:
+    """Gloss sentences -> tokens: numbers of the training split's glosses (`vocabulary`, which begins with <pad> and
+    <unk>), or the word pieces of a pretrained encoder (`tokenizer`, its JSON).
+    """
+
+    def __init__(self, vocabulary, tokenizer, max_gloss_len):
+        self.number = {gloss: i for i, gloss in enumerate(vocabulary)}
+        self.max_gloss_len, self.pieces = max_gloss_len, None
+        if tokenizer:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, "tokenizer.json")
+                file.write_text(tokenizer, encoding="utf8")
+                self.pieces = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+
+    def __call__(self, sentences):
+        """B sentences -> tokens (B, S), token_mask (B, S)."""
+        glosses = [split_glosses(sentence)[:self.max_gloss_len] for sentence in sentences]
+        if self.pieces:  # lower case, as pretrained encoders know their words
+            text = [" ".join(words).lower() for words in glosses]
+            rows = self.pieces(text, truncation=True, max_length=4 * self.max_gloss_len)["input_ids"]
+        else:
+            rows = [[self.number.get(gloss, UNK) for gloss in words] for words in glosses]
+        tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
+        return tokens, torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+
+
+def collate(clips, tokens, pose_dim):
+    """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
+    poses = [torch.tensor(clip["pose"]).view(-1, pose_dim) for clip in clips]
+    token_ids, token_mask = tokens([clip["gloss"] for clip in clips])
+    return {"tokens": token_ids, "token_mask": token_mask, "n_frames": torch.tensor([len(pose) for pose in poses]),
+            "seconds": torch.tensor([float(clip["seconds"]) for clip in clips]),
+            "pose": nn.utils.rnn.pad_sequence(poses, batch_first=True, padding_value=math.nan)}  # (B, T, D)
+
+
+def make_loaders(clips, tokens, pose_dim, batch_size, workers, seed):
+    """{split: clips} -> {split: loader}; the order of the training clips depends on the seed and the epoch alone."""
+    loaders = {}
+    for split, part in clips.items():
+        order = DistributedSampler(part, 1, 0, shuffle=split == "train", seed=seed)
+        loaders[split] = DataLoader(part.with_format("numpy"), batch_size, sampler=order, num_workers=workers,
+                                    collate_fn=functools.partial(collate, tokens=tokens, pose_dim=pose_dim),
+                                    pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
+    return loaders
+
+
+def batches(loader, device):
+    """The loader's batches on the device, but for n_frames: so the host knows the longest clip without waiting."""
+    for batch in loader:
+        yield {name: value if name == "n_frames" else value.to(device, non_blocking=True)
+               for name, value in batch.items()}
+
+
+def training_statistics(clips, pose_dim, min_count):
+    """One pass over the training clips -> the statistics that a model keeps, and the vocabulary."""
+    total, squares, count = np.zeros((3, pose_dim))
+    words, frames, seconds = Counter(), 0, 0.0
+    for rows in clips.with_format("numpy").iter(CHUNK):
+        pose = np.concatenate(list(rows["pose"])).reshape(-1, pose_dim).astype(np.float64)
+        total += np.nansum(pose, 0)
+        squares += np.nansum(pose**2, 0)
+        count += np.isfinite(pose).sum(0)
+        frames, seconds = frames + len(pose), seconds + rows["seconds"].sum(dtype=np.float64)
+        words.update(word for gloss in rows["gloss"] for word in split_glosses(gloss))
+    mean = total / count.clip(1)  # of a point that no clip shows: 0, with a deviation of 1
+    deviation = np.sqrt((squares / count.clip(1) - mean**2).clip(0))
+    kept = sorted(word for word, n in words.items() if n >= min_count)
+    print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>\n"
+          f"  points unseen    {100 * (1 - count.sum() / frames / pose_dim):.1f} % in the training clips")
+    statistics = {"mean": mean, "deviation": np.where(deviation > 1e-4, deviation, 1), "seen": count > 0,
+                  "seconds_per_gloss": seconds / words.total()}
+    statistics = {name: torch.tensor(value, dtype=torch.float32) for name, value in statistics.items()}
+    return statistics, ["<pad>", "<unk>", *kept]
+
+
+# ---- models: model(tokens, token_mask, n_frames=None) -> pose (B, max_frames, D), seconds (B,)
+
+def waves(x):
+    """(...) -> (..., 11): a number with sines and cosines of it, so that a linear layer can resolve it finely."""
+    angles = x[..., None] * math.pi * 2.0 ** torch.arange(5, device=x.device)
+    return torch.cat([x[..., None], angles.sin(), angles.cos()], -1)
+
+
+class TwoWayGRU(nn.Module):
+    """(B, L, inputs) and a mask (B, L) -> (B, L, outputs); the way back begins at the last real element."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.there, self.back = (nn.GRU(inputs, outputs // 2, batch_first=True) for _ in range(2))
+
+    def forward(self, x, mask):
+        steps, lengths = torch.arange(x.shape[1], device=x.device), mask.sum(1, keepdim=True)
+        turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]
+        back = self.back(x.gather(1, turned.expand_as(x)))[0]
+        return torch.cat([self.there(x)[0], back.gather(1, turned.expand_as(back))], -1)
+
+
+class PoseModel(nn.Module):
+    """What the models share: glosses with durations, frames that are placed on them, poses in real units.
+
+    Every gloss predicts a positive duration. Their sum is the clip's, their running sums give each gloss its stretch
+    of the time line, and a frame reads the encoder through a soft window around these stretches. No frame depends on
+    another one's result, so all are decoded in one call. Subclasses give `encode` and `decode`.
+    """
+    title, learning_rate, pretrained = "GRU", "gru", None
+
+    def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout):
+        super().__init__()
+        self.max_frames, self.fps = max_frames, fps
+        self.duration = nn.Sequential(nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1))
+        self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
+        self.query = nn.Linear(states_dim + 33, query_dim)
+        self.output = nn.Linear(query_dim, pose_dim)
+        self.dropout = nn.Dropout(dropout)
+        for name, value in dict(mean=torch.zeros(pose_dim), deviation=torch.ones(pose_dim), seen=torch.ones(pose_dim),
+                                seconds_per_gloss=torch.ones(())).items():  # see training_statistics
+            self.register_buffer(name, value)
+
+    def forward(self, tokens, token_mask, n_frames=None):
+        """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
+        states = self.encode(tokens, token_mask)  # (B, S, H)
+        # in mean glosses; log(e - 1) lets them begin at 1
+        durations = F.softplus(self.duration(states).squeeze(-1).float() + math.log(math.e - 1)) * token_mask
+        seconds = durations.sum(1) * self.seconds_per_gloss
+        if n_frames is None:
+            n_frames = (seconds * self.fps).round().long().clamp(1, self.max_frames)
+        longest, n_frames = int(n_frames.max()), n_frames.to(tokens.device, non_blocking=True)[:, None]
+        step = torch.arange(longest, device=tokens.device)
+        queries = self.place(states, token_mask, durations, step / self.max_frames, step / (n_frames - 1).clamp(min=1))
+        hidden = self.decode(self.dropout(queries), step < n_frames, states, token_mask)
+        pose = self.output(self.dropout(hidden)).float() * self.deviation + self.mean
+        return F.pad(pose * (step < n_frames)[..., None], (0, 0, 0, self.max_frames - longest)), seconds
+
+    def place(self, states, token_mask, durations, time, phase):
+        """durations (B, S), time (T,), phase (B, T): 0 at a clip's first frame, 1 at its last -> queries (B, T, H)."""
+        ends = durations.cumsum(1)
+        at = (phase.clamp(max=1) * ends[:, -1:])[..., None]
+        starts, ends, softness = (ends - durations)[:, None], ends[:, None], self.log_softness.exp()
+        nearness = F.logsigmoid((at - starts) / softness) + F.logsigmoid((ends - at) / softness)  # (B, T, S)
+        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
+        within = ((at - starts) / durations[:, None].clamp(min=0.01)).clamp(-0.5, 1.5)
+        position = (window[..., None] * waves(within)).sum(2)
+        return self.query(torch.cat([window.to(states.dtype) @ states, position, waves(phase),
+                                     waves(time).expand(*phase.shape, -1)], -1))
+
+
+class GRUModel(PoseModel):
+    """A bidirectional GRU over the glosses, a GRU decoder over the frames."""
+
+    def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
+        super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
+        self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
+        self.encoder = TwoWayGRU(embed_dim, hidden_dim)
+        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
+
+    def encode(self, tokens, token_mask):
+        return self.dropout(self.encoder(self.dropout(self.embedding(tokens)), token_mask))
+
+    def decode(self, queries, frame_mask, states, token_mask):
+        return queries + self.decoder(queries, frame_mask)
+
+
+class TransformerModel(PoseModel):
+    """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
+    title, learning_rate = "Transformer", "transformer"
+
+    def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
+        super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
+        self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
+        self.order = nn.Linear(11, embed_dim)
+        layer = dict(nhead=4, dim_feedforward=hidden_dim, dropout=dropout, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(embed_dim, **layer), 3, nn.LayerNorm(embed_dim),
+                                             enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(embed_dim, **layer), 3, nn.LayerNorm(embed_dim))
+
+    def encode(self, tokens, token_mask):
+        order = self.order(waves(torch.arange(tokens.shape[1], device=tokens.device) / 32))
+        return self.encoder(self.dropout(self.embedding(tokens) + order), src_key_padding_mask=~token_mask)
+
+    def decode(self, queries, frame_mask, states, token_mask):
+        return self.decoder(queries, states, tgt_key_padding_mask=~frame_mask, memory_key_padding_mask=~token_mask)
+
+
+class BertModel(GRUModel):
+    """A pretrained encoder, whose word pieces take the place of the glosses, with the GRU decoder."""
+    title = "BERT"
+
+    def __init__(self, bert_config, embed_dim, hidden_dim, dropout, **sizes):
+        PoseModel.__init__(self, hidden_dim, hidden_dim, dropout=dropout, **sizes)
+        self.pretrained = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**bert_config))
+        self.pretrained.pooler = None  # nothing reads it
+        self.bridge = nn.Linear(self.pretrained.config.hidden_size, hidden_dim)
+        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
+
+    def encode(self, tokens, token_mask):
+        states = self.pretrained(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
+        return self.dropout(self.bridge(states))
+
+
+MODELS = {"gru": GRUModel, "transformer": TransformerModel, "bert": BertModel}
+
+
+def new_model(name, statistics, vocabulary, max_gloss_len, bert_name, **sizes):
+    """-> a fresh model, its Tokens, and what a checkpoint needs to build both again. BERT's weights come from
+    `bert_name`, a hub id or a folder; SystemExit where there are none.
+    """
+    spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": max_gloss_len}
+    if name == "bert":
+        try:
+            pretrained = transformers.AutoModel.from_pretrained(bert_name)
+            spelling["tokenizer"] = transformers.AutoTokenizer.from_pretrained(bert_name).backend_tokenizer.to_str()
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: no weights for BERT_NAME {bert_name!r}; set it to a hub id that can be reached "
+                             f"or to a folder with a model and its tokenizer ({str(error).splitlines()[0]})")
+        sizes["bert_config"] = pretrained.config.to_dict()
+    else:
+        sizes["vocabulary"] = len(vocabulary)
+    model = MODELS[name](**sizes)
+    model.load_state_dict(statistics, strict=False)
+    if name == "bert":
+        model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)  # but for the pooler
+    return model, Tokens(**spelling), {"model": name, "model_args": sizes, "tokens": spelling}
+
+
+def save_checkpoint(path, contents):
+    """Write to a temporary file and rename it: `path` is the old checkpoint or the new one, never half of one."""
+    with open(f"{path}.tmp", "wb") as file:
+        torch.save(contents, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.tmp", path)
+
+
+# ---- training
+
+def pose_difference(pose, target):
+    """pose (B, max_frames, D), target (B, T, D) -> pose - target, 0 where it was not seen, and where it was."""
+    seen = target.isfinite()
+    return torch.where(seen, pose[:, :target.shape[1]] - target, 0), seen
+
+
+def training_loss(model, batch, duration_weight):
+    """-> the loss, and its parts for the epoch's MSE: sum of squares and number of what was seen.
+
+    The loss is the masked MSE over the variance of the training poses, and the squared error of the log duration.
+    """
+    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
+    difference, seen = pose_difference(pose, batch["pose"])
+    squares, count = difference.square().sum(), seen.sum()
+    variance = (model.deviation**2 * model.seen).sum() / model.seen.sum()
+    late = (seconds.clamp(min=0.001).log() - batch["seconds"].log()).square().mean()
+    return squares / count.clamp(min=1) / variance + duration_weight * late, squares.detach(), count
+
+
+def make_optimizer(model, rates, steps, warmup):
+    """AdamW, and a schedule over all steps: a rise, then half a cosine down. A pretrained part has its own rate."""
+    pretrained = set(model.pretrained.parameters()) if model.pretrained else set()
+    fresh = [value for value in model.parameters() if value not in pretrained]
+    groups = [(fresh, rates[model.learning_rate]), (list(pretrained), rates["bert"])]
+    optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups if values])
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate for values, rate in groups if values],
+                                                          max(2, steps), pct_start=warmup, cycle_momentum=False)
+
+
+def train_epoch(model, loader, epoch, optimizer, schedule, scaler, device, precision, grad_clip, duration_weight,
+                label):
+    """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite."""
+    model.train()
+    loader.sampler.set_epoch(epoch)
+    sums = torch.zeros(2, device=device, dtype=torch.float64)
+    for batch in tqdm(batches(loader, device), label, len(loader), leave=False, disable=None):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            loss, squares, count = training_loss(model, batch, duration_weight)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+        schedule.step()
+        sums += torch.stack([squares, count]).double()
+    if not sums.isfinite().all():
+        raise SystemExit(f"error: the loss is not finite any more in {label}; lower the learning rate")
+    return (sums[0] / sums[1]).item()
+
+
+@torch.no_grad()
+def evaluate(model, loader, device):
+    """-> the metrics over real frames and seen points, at the real lengths: mse, mae and mean_pose_mse in (squared)
+    shoulder widths; motion, the path of the generated hands over that of the real ones; duration_error in seconds.
+    """
+    model.eval()
+    sums, clips = torch.zeros(7, device=device, dtype=torch.float64), 0
+    for batch in batches(loader, device):
+        pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
+        difference, seen = pose_difference(pose, batch["pose"])
+        at_mean, _ = pose_difference(model.mean.expand_as(pose), batch["pose"])
+        moving = [*HANDS, *WRISTS] if pose.shape[-1] == 2 * len(POINTS) else range(pose.shape[-1] // 2)
+        both = (seen[:, 1:] & seen[:, :-1])[..., ::2][..., moving]  # (B, T - 1, points): seen before and after the step
+        steps = [x[:, :seen.shape[1]].unflatten(-1, (-1, 2))[:, :, moving].diff(dim=1).norm(dim=-1)
+                 for x in (pose, batch["pose"])]
+        sums += torch.stack([difference.square().sum(), difference.abs().sum(), at_mean.square().sum(), seen.sum(),
+                             *(torch.where(both, step, 0).sum() for step in steps),
+                             (seconds - batch["seconds"]).abs().sum()]).double()
+        clips += len(seconds)
+    squares, absolute, at_mean, count, generated, real, late = sums.tolist()
+    return {"mse": squares / count, "mae": absolute / count, "mean_pose_mse": at_mean / count,
+            "motion": generated / max(real, 1e-9), "duration_error": late / clips}
+
+
+def epoch_line(label, train_mse, metrics, seconds):
+    """One line of fixed width for an epoch."""
+    return (f"{label:<24} train mse {train_mse:9.5f}   val mse {metrics['mse']:9.5f}   mae {metrics['mae']:8.5f}   "
+            f"motion {metrics['motion']:5.2f}   duration error {metrics['duration_error']:6.2f} s   {seconds:7.1f} s")
+
+
+# ==== SHARED BLOCK: end
+
+
+def load_checkpoint(path, device):
+    """A checkpoint -> its model, ready to generate, its Tokens, and the rest of it; needs no data and no hub."""
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+        model = MODELS[contents["model"]](**contents["model_args"])
+        model.load_state_dict(contents["weights"])
+        return model.to(device).eval(), Tokens(**contents["tokens"]), contents
+    except FileNotFoundError:
+        raise SystemExit(f"error: there is no {path}; train the model first")
+    except Exception as error:  # whatever a damaged or a foreign file brings about
+        raise SystemExit(f"error: {path} is damaged or no checkpoint of this script ({type(error).__name__})")
+
+
+def write_log(path, lines):
+    """Epochs, as dicts with the same keys -> a CSV file, complete at any moment."""
+    with open(f"{path}.tmp", "w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    os.replace(f"{path}.tmp", path)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="The settings are in the file.")
+    parser.add_argument("--model", choices=MODELS, required=True)
+    name = parser.parse_args(argv).model
+    check_settings(globals())
+    best_path, log_path = f"best_{name}.pt", f"log_{name}.csv"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = torch.float32
+    if device.type == "cuda" and MIXED_PRECISION:
+        precision = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    limits = {"train": TRAIN_CLIPS, "validation": VALIDATION_CLIPS}
+    clips, data = load_clips(DATASET, CONFIG, POSES, VALIDATION_SHARE, limits, MAX_GLOSS_LEN, PROCESSES, FPS,
+                             MAX_FRAMES, POSE_DIM)
+    statistics, vocabulary = training_statistics(clips["train"], POSE_DIM, MIN_GLOSS_COUNT)
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    print(f"device             {hardware}, {precision}", flush=True)
+    torch.manual_seed(SEED)
+    sizes = {"embed_dim": EMBED_DIM, "hidden_dim": HIDDEN_DIM, "dropout": DROPOUT, "pose_dim": POSE_DIM,
+             "max_frames": MAX_FRAMES, "fps": FPS}
+    model, tokens, built = new_model(name, statistics, vocabulary, MAX_GLOSS_LEN, BERT_NAME, **sizes)
+    model.to(device)
+    loaders = make_loaders(clips, tokens, POSE_DIM, BATCH_SIZE, LOADER_WORKERS, SEED)
+    rates = {"gru": LR_GRU, "transformer": LR_TRANSFORMER, "bert": LR_BERT}
+    optimizer, schedule = make_optimizer(model, rates, EPOCHS * len(loaders["train"]), WARMUP)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    log, best, started = [], {"mse": math.inf}, time.time()
+    for epoch in range(1, EPOCHS + 1):
+        began, label = time.time(), f"{name} epoch {epoch}/{EPOCHS}"
+        train_mse = train_epoch(model, loaders["train"], epoch, optimizer, schedule, scaler, device, precision,
+                                GRAD_CLIP, DURATION_WEIGHT, label)
+        metrics = evaluate(model, loaders["validation"], device)
+        seconds = time.time() - began
+        print(epoch_line(label, train_mse, metrics, seconds), flush=True)
+        log.append({"epoch": epoch, "train_mse": train_mse, **metrics, "lr": schedule.get_last_lr()[0],
+                    "seconds": seconds})
+        write_log(log_path, log)
+        if metrics["mse"] < best["mse"]:
+            best = {**metrics, "epoch": epoch}
+            save_checkpoint(best_path, {**built, "data": data, "metrics": best, "weights": model.state_dict()})
+        if epoch - best["epoch"] >= PATIENCE:
+            break
+    seconds = time.time() - started
+    model, _, _ = load_checkpoint(best_path, device)  # what is reported is what the file holds
+    metrics = evaluate(model, loaders["validation"], device)
+    closing = {"data": data, "model": name, "parameters": sum(value.numel() for value in model.parameters()),
+               "best_epoch": best["epoch"], "val_mse": f"{metrics['mse']:.5f}", "val_mae": f"{metrics['mae']:.5f}",
+               "mean_pose_mse": f"{metrics['mean_pose_mse']:.5f}", "motion": f"{metrics['motion']:.3f}",
+               "duration_error": f"{metrics['duration_error']:.3f}", "training_seconds": f"{seconds:.0f}"}
+    if device.type == "cuda":
+        closing["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
+    print("\n" + "\n".join(f"{key}: {value}" for key, value in {**closing, "checkpoint": best_path}.items()))
+    if metrics["mse"] >= metrics["mean_pose_mse"]:
+        print("warning: the model is no better than the mean pose: it has learned nothing")
+
+
+if __name__ == "__main__":
+    main()
