@@ -6,6 +6,7 @@ Reads the data set named below, or an embedded sample where iSign's hub id has n
 selection_<model>.pt for every candidate into this folder, and the prepared clips into the cache of `datasets`.
 """
 import contextlib
+import copy
 import functools
 import glob
 import hashlib
@@ -36,6 +37,7 @@ from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader
 from pose_format.utils.reader import BufferReader
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
@@ -67,6 +69,7 @@ LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at t
 WARMUP = 0.05                        # share of the steps in which the rates rise; after that they fall to 0
 GRAD_CLIP = 1.0                      # largest norm of the gradient
 DURATION_WEIGHT = 0.1                # of the error of the duration beside the MSE
+AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
 SEED = 0
 
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
@@ -100,8 +103,9 @@ def check_settings(settings):
     """Raise SystemExit with one line for a setting, by its upper-case name, that makes no sense."""
     whole = dict(MAX_FRAMES=1, POSE_DIM=2, MAX_GLOSS_LEN=1, MIN_GLOSS_COUNT=1, PROCESSES=1, EMBED_DIM=4, HIDDEN_DIM=2,
                  EPOCHS=1, PATIENCE=1, BATCH_SIZE=1, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, SEED=0, LOADER_WORKERS=0)
-    share = dict(VALIDATION_SHARE=(0.001, 0.9), DROPOUT=(0, 0.9), WARMUP=(0, 0.9), LR_GRU=(0, 1), LR_TRANSFORMER=(0, 1),
-                 LR_BERT=(0, 1), FPS=(1, 1000), GRAD_CLIP=(0.0001, math.inf), DURATION_WEIGHT=(0, math.inf))
+    share = dict(VALIDATION_SHARE=(0.001, 0.9), DROPOUT=(0, 0.9), WARMUP=(0.001, 0.9), AVERAGE=(0, 0.99999),
+                 LR_GRU=(0, 1), LR_TRANSFORMER=(0, 1), LR_BERT=(0, 1), FPS=(1, 1000), GRAD_CLIP=(0.0001, math.inf),
+                 DURATION_WEIGHT=(0, math.inf))
     for name in settings.keys() & (whole.keys() | share.keys()):
         value, step = settings[name], {"POSE_DIM": 2, "HIDDEN_DIM": 2, "EMBED_DIM": 4}.get(name, 1)
         kinds, low, high = ([int], whole[name], math.inf) if name in whole else ([int, float], *share[name])
@@ -138,15 +142,20 @@ class JoinedParts(fsspec.spec.AbstractBufferedFile):
         for path in paths:
             begin, size = size, size + fs.size(path)
             self.parts.append((fs.open(path, "rb", cache_type="none"), begin, size))
-        super().__init__(fs, paths[0], block_size=1, cache_type="readahead", size=size)  # keeps the last range it read
+        self.last = (0, b"")  # the range that was read last: reads within it cost no request
+        super().__init__(fs, paths[0], block_size=1, cache_type="none", size=size)
 
     def _fetch_range(self, start, end):
-        pieces = []
-        for file, begin, stop in self.parts:
-            if start < stop and begin < end:
-                file.seek(max(start, begin) - begin)
-                pieces.append(file.read(min(end, stop) - max(start, begin)))
-        return b"".join(pieces)
+        first, data = self.last
+        if not first <= start <= end <= first + len(data):
+            first, pieces = start, []
+            for file, begin, stop in self.parts:
+                if start < stop and begin < end:
+                    file.seek(max(start, begin) - begin)
+                    pieces.append(file.read(min(end, stop) - max(start, begin)))
+            data = b"".join(pieces)
+            self.last = (start, data)
+        return data[start - first:end - first]
 
 
 @functools.cache  # once per process: the directory of iSign's archive has 127,237 entries
@@ -694,36 +703,45 @@ def training_loss(model, batch, duration_weight):
     return squares / count.clamp(min=1) / variance + duration_weight * late, squares.detach(), count
 
 
-def make_optimizer(model, rates, steps, warmup):
-    """AdamW, and a schedule over all steps: a rise, then half a cosine down. A pretrained part has its own rate."""
-    pretrained = set(model.pretrained.parameters()) if model.pretrained else set()
-    fresh = [value for value in model.parameters() if value not in pretrained]
-    groups = [(fresh, rates[model.learning_rate]), (list(pretrained), rates["bert"])]
-    optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups if values])
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate for values, rate in groups if values],
-                                                          max(2, steps), pct_start=warmup, cycle_momentum=False)
+class Trainer:
+    """A model in training: its optimizer and schedule, and `averaged`, the moving average of its weights, which is what
+    is evaluated and saved. The learning rates rise, then fall along half a cosine, over all `steps`.
+    """
 
+    def __init__(self, model, rates, steps, warmup, average, grad_clip, duration_weight, precision=torch.float32):
+        self.model, self.averaged = model, copy.deepcopy(model).requires_grad_(False)
+        self.average, self.grad_clip, self.duration_weight = average, grad_clip, duration_weight
+        self.device, self.precision = model.mean.device, precision
+        pretrained = set(model.pretrained.parameters()) if model.pretrained else set()
+        fresh = [value for value in model.parameters() if value not in pretrained]
+        groups = [(fresh, rates[model.learning_rate])] + [(list(pretrained), rates["bert"])] * bool(pretrained)
+        self.optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups])
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, [rate for _, rate in groups], max(2, steps),
+                                                            pct_start=warmup, cycle_momentum=False)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
-def train_epoch(model, loader, epoch, optimizer, schedule, scaler, device, precision, grad_clip, duration_weight,
-                label):
-    """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite."""
-    model.train()
-    loader.sampler.set_epoch(epoch)
-    sums = torch.zeros(2, device=device, dtype=torch.float64)
-    for batch in tqdm(batches(loader, device), label, len(loader), leave=False, disable=None):
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            loss, squares, count = training_loss(model, batch, duration_weight)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        sums += torch.stack([squares, count]).double()
-    if not sums.isfinite().all():
-        raise SystemExit(f"error: the loss is not finite any more in {label}; lower the learning rate")
-    return (sums[0] / sums[1]).item()
+    def train_epoch(self, loader, epoch, label):
+        """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite."""
+        self.model.train()
+        loader.sampler.set_epoch(epoch)
+        sums = torch.zeros(2, device=self.device, dtype=torch.float64)
+        for batch in tqdm(batches(loader, self.device), label, len(loader), leave=False, disable=None):
+            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+                loss, squares, count = training_loss(self.model, batch, self.duration_weight)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+            step = self.schedule.last_epoch  # the average's memory grows with the steps, up to 1 / (1 - average)
+            follow = get_ema_multi_avg_fn(min(self.average, (1 + step) / (10 + step)))
+            follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
+            sums += torch.stack([squares, count]).double()
+        if not sums.isfinite().all():
+            raise SystemExit(f"error: the loss is not finite any more in {label}; lower the learning rate")
+        return (sums[0] / sums[1]).item()
 
 
 @torch.no_grad()
@@ -768,18 +786,17 @@ def select(name, clips, statistics, vocabulary, device):
     model.to(device)
     loaders = make_loaders(clips, tokens, POSE_DIM, BATCH_SIZE, 0, SEED)
     rates = {"gru": LR_GRU, "transformer": LR_TRANSFORMER, "bert": LR_BERT}
-    optimizer, schedule = make_optimizer(model, rates, EPOCHS * len(loaders["train"]), WARMUP)
-    scaler, best = torch.amp.GradScaler(device.type, enabled=False), {"mse": math.inf}
+    trainer = Trainer(model, rates, EPOCHS * len(loaders["train"]), WARMUP, AVERAGE, GRAD_CLIP, DURATION_WEIGHT)
+    best = {"mse": math.inf}
     for epoch in range(1, EPOCHS + 1):
-        started = time.time()
-        label = f"{name} epoch {epoch}/{EPOCHS}"
-        train_mse = train_epoch(model, loaders["train"], epoch, optimizer, schedule, scaler, device, torch.float32,
-                                GRAD_CLIP, DURATION_WEIGHT, label)
-        metrics = evaluate(model, loaders["validation"], device)
-        print(epoch_line(label, train_mse, metrics, time.time() - started), flush=True)
+        began, label = time.time(), f"{name} epoch {epoch}/{EPOCHS}"
+        train_mse = trainer.train_epoch(loaders["train"], epoch, label)
+        metrics = evaluate(trainer.averaged, loaders["validation"], device)
+        print(epoch_line(label, train_mse, metrics, time.time() - began), flush=True)
         if metrics["mse"] < best["mse"]:
             best = {**metrics, "epoch": epoch}
-            save_checkpoint(f"selection_{name}.pt", {**built, "weights": model.state_dict(), "metrics": best})
+            contents = {**built, "metrics": best, "weights": trainer.averaged.state_dict()}
+            save_checkpoint(f"selection_{name}.pt", contents)
         if epoch - best["epoch"] >= PATIENCE:
             break
     return best

@@ -1,0 +1,109 @@
+"""A hub on localhost for the real client (HF_ENDPOINT): one gated data set, range requests, faults, a count of bytes."""
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """Serves `files` ({path: bytes}) as the data set `repo`.
+
+    `tokens`: {token: None, or the status that it gets}; no or another token gets 401. `faults`: what happens to the
+    next range requests, one after the other: 503, "cut" (half of the body, then the line drops) or None.
+    `ranges`: (path, first byte, number of bytes sent) of the range requests that were answered.
+    """
+
+    def __init__(self, repo, files, tokens):
+        self.repo, self.files, self.tokens = repo, files, tokens
+        self.faults, self.ranges, self.requests, self.lock = [], [], [], threading.Lock()
+
+    def __enter__(self):
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                hub.answer(self)
+
+            do_HEAD = do_POST = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, request):
+        length = int(request.headers.get("Content-Length") or 0)
+        body = request.rfile.read(length)
+        url = urlsplit(request.path)
+        path = unquote(url.path)
+        self.requests.append((request.command, path, request.headers.get("Range")))
+        token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
+        refused = self.tokens.get(token, 401)
+        if f"/{self.repo}" not in path:
+            return self.send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
+        if refused:
+            reason = {"X-Error-Code": "GatedRepo"} if not token or refused == 403 else {
+                "X-Error-Message": "Invalid credentials in Authorization header"}
+            return self.send(request, refused, b"", reason)
+        if match := re.fullmatch(rf"/datasets/{self.repo}/resolve/[^/]+/(.+)", path):
+            return self.send_file(request, match[1])
+        if re.fullmatch(rf"/api/datasets/{self.repo}(/revision/[^/]+)?", path):
+            siblings = [{"rfilename": name} for name in self.files]
+            return self.send_json(request, {"id": self.repo, "sha": SHA, "siblings": siblings, "tags": [], "private": False})
+        entries = [{"type": "file", "path": name, "size": len(data), "oid": f"{i:040d}"}
+                   for i, (name, data) in enumerate(self.files.items())]
+        if re.fullmatch(rf"/api/datasets/{self.repo}/tree/[^/]+/?", path):
+            return self.send_json(request, entries)
+        if re.fullmatch(rf"/api/datasets/{self.repo}/paths-info/[^/]+", path):
+            wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+            return self.send_json(request, [entry for entry in entries if entry["path"] in wanted])
+        return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    def send_json(self, request, value):
+        self.send(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def send_file(self, request, name):
+        if name not in self.files:
+            return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA})
+        data, status = self.files[name], 200
+        headers = {"ETag": f'"{abs(hash(name)):040x}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range") or ""):
+            first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
+            with self.lock:
+                fault = self.faults.pop(0) if self.faults else None
+            if fault == 503:
+                return self.send(request, 503, b"", {})
+            headers["Content-Range"], status = f"bytes {first}-{last}/{len(data)}", 206
+            data = data[first:last + 1]
+            if fault == "cut":
+                request.close_connection = True
+                request.send_response(status)
+                for key, value in {**headers, "Content-Length": len(data)}.items():
+                    request.send_header(key, str(value))
+                request.end_headers()
+                request.wfile.write(data[:len(data) // 2])
+                return None
+            with self.lock:
+                self.ranges.append((name, first, len(data)))
+        return self.send(request, status, data, headers)
+
+    def send(self, request, status, data, headers):
+        request.send_response(status)
+        for key, value in {"Content-Length": len(data), **headers}.items():
+            request.send_header(key, str(value))
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(data)

@@ -1,0 +1,359 @@
+import json
+import re
+
+import datasets
+import numpy as np
+import pytest
+
+import model_selection as script
+from helpers import (FACE, LEFT, POINTS, POSE, RIGHT, pose_bytes, positions, write_isign, write_parts, zipped)
+
+UIDS = ["f68f0aa0e1ae-1", "f68f0aa0e1ae-2", "a-b_c--d_e---1", "a-b_c--d_e---2", "_x-y_z-w_v-_w", "_x-y_z-w_v-_e12", "other"]
+
+
+def load(dataset, **changes):
+    """load_clips, with small settings -> the clips by split."""
+    settings = dict(config=None, poses="iSign-poses_v1.1_part_*", validation_share=0.3, limits={"train": 0, "validation": 0},
+                    max_gloss_len=16, processes=1, fps=25, max_frames=12, pose_dim=152)
+    return script.load_clips(dataset, **{**settings, **changes})[0]
+
+
+def clips_of(*uids, frames=4):
+    return {uid: pose_bytes(positions(frames, seed)) for seed, uid in enumerate(uids)}
+
+
+def expected(where):
+    raw = np.stack([where[point] for point in POINTS], 1)
+    shoulders = raw[:, 47:49]
+    centre = np.median(shoulders.mean(1), axis=0)
+    return (raw - centre) / np.median(np.hypot(*(shoulders[:, 0] - shoulders[:, 1]).T))
+
+
+# ---- .pose files
+
+@pytest.mark.parametrize("layout", [576, 586, 553, "shuffled"])
+@pytest.mark.parametrize("version", [0.1, 0.2])
+def test_points_are_taken_by_name(layout, version):
+    where = positions(5)
+    keypoints, fps = script.read_keypoints(pose_bytes(where, layout, 29, version))
+    assert fps == 29 and keypoints.shape == (5, 76, 2)
+    np.testing.assert_allclose(keypoints, expected(where), atol=1e-4)
+
+
+def test_what_was_not_seen_is_nan():
+    where = positions(4)
+    where[FACE, "291"][2] = np.nan  # some files hold NaN with a confidence above 0
+    unseen = {(LEFT, "WRIST"), (RIGHT, "PINKY_TIP"), (FACE, "9")}
+    keypoints, _ = script.read_keypoints(pose_bytes(where, unseen=unseen))
+    missing = np.isnan(expected(where)).any(-1)
+    missing[:, [POINTS.index(point) for point in unseen]] = True
+    assert missing.sum() == 13 and (np.isnan(keypoints) == missing[..., None]).all()
+
+
+def test_a_clip_has_one_centre_and_one_scale():
+    where = positions(9)
+    where[POSE, "LEFT_SHOULDER"][4:] += (50, 20)  # the signer turns: this must still be seen
+    keypoints, _ = script.read_keypoints(pose_bytes(where))
+    moved, _ = script.read_keypoints(pose_bytes({point: 3 * xy + (40, -70) for point, xy in where.items()}))
+    np.testing.assert_allclose(keypoints, expected(where), atol=1e-4)
+    np.testing.assert_allclose(keypoints, moved, atol=1e-4)
+    assert keypoints[4:, 47].mean(0)[0] - keypoints[:4, 47].mean(0)[0] > 0.1
+
+
+SHOULDERS = {(POSE, "LEFT_SHOULDER"), (POSE, "RIGHT_SHOULDER")}
+FAULTS = {
+    "no file at all": (lambda: b"", "not a readable .pose file"),
+    "text": (lambda: b"<html>" * 999, "not a readable .pose file"),
+    "v0.1, cut at a frame": (lambda: pose_bytes(positions(6))[:-2 * 576 * 16], "cut short"),
+    "v0.1, cut in a frame": (lambda: pose_bytes(positions(6))[:-12345], "cut short"),
+    "v0.1, cut in the header": (lambda: pose_bytes(positions(6))[:1000], "not a readable .pose file"),
+    "v0.2, cut": (lambda: pose_bytes(positions(6), version=0.2)[:-12345], "not a readable .pose file|cut short"),
+    "no frames": (lambda: pose_bytes(positions(0)), "no shoulders|nothing seen"),
+    "fps 0": (lambda: pose_bytes(positions(3), fps=0), "no frame rate"),
+    "no shoulders": (lambda: pose_bytes(positions(3), unseen=SHOULDERS), "no shoulders"),
+    "all NaN": (lambda: pose_bytes({point: xy * np.nan for point, xy in positions(3).items()}), "no shoulders|nothing seen"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_file_has_a_reason_and_no_pose(fault, tmp_path, monkeypatch):
+    data, reason = FAULTS[fault]
+    (tmp_path / "poses").mkdir()
+    (tmp_path / "poses" / "clip.pose").write_bytes(data())
+    clip = script.prepare_clip({"uid": "clip", "gloss": "A"}, str(tmp_path / "poses"), None, 25, 96, 152)
+    assert re.fullmatch(reason, clip["problem"]) and len(clip["pose"]) == 0
+
+
+# ---- time
+
+@pytest.mark.parametrize("frames, fps, version, expected_frames, seconds", [
+    (10, 25, 0.1, 10, 0.4), (20, 50, 0.1, 10, 0.4), (58, 29, 0.1, 50, 2), (10, 12.5, 0.2, 20, 0.8), (1, 25, 0.1, 1, 0.04),
+    (1, 250, 0.1, 1, 0.004), (300, 25, 0.1, 96, 12), (97, 25, 0.1, 96, 3.88)])
+def test_clips_are_brought_to_the_frame_rate_and_to_at_most_max_frames(tmp_path, frames, fps, version, expected_frames, seconds):
+    (tmp_path / "clip.pose").write_bytes(pose_bytes(positions(frames), fps=fps, version=version))
+    clip = script.prepare_clip({"uid": "clip", "gloss": "A"}, str(tmp_path), None, 25, 96, 152)
+    assert clip["problem"] == "" and clip["seconds"] == pytest.approx(seconds)
+    assert np.asarray(clip["pose"]).size == expected_frames * 152
+
+
+def test_a_long_clip_is_resampled_over_all_its_length():
+    path = np.linspace(1, 5, 201)[:, None] * np.ones(4)
+    clip = script.prepare_clip({"gloss": "A", "pose": path}, "", None, 25, 21, 4)
+    np.testing.assert_allclose(clip["pose"].reshape(-1, 4), np.linspace(1, 5, 21)[:, None] * np.ones(4), atol=1e-6)
+    assert clip["seconds"] == pytest.approx(201 / 25)
+
+
+def test_resample_interpolates_and_takes_the_nearest_frame_beside_unseen_ones():
+    path = np.array([0.0, 10, np.nan, 30, 40])[:, None, None] * np.ones((1, 2))
+    more = script.resample(path, 9)[:, 0, 0]
+    np.testing.assert_array_equal(more[[0, 1, 2, 4, 6, 7, 8]], [0, 5, 10, np.nan, 30, 35, 40])
+    np.testing.assert_array_equal(script.resample(path, 17)[[5, 7, 8, 9, 11], 0, 0], [10, np.nan, np.nan, np.nan, 30])
+    assert script.resample(path[:1], 3)[:, 0, 0].tolist() == [0, 0, 0] and script.resample(path, 1)[0, 0, 0] == 0
+
+
+def test_rows_zero_pairs_and_nan_are_unseen():
+    keypoints = script.row_keypoints([[0, 0, 0, 1], [2, 0, np.nan, 3]])
+    assert np.isnan(keypoints[0, 0]).all() and keypoints[0, 1].tolist() == [0, 1] and keypoints[1, 0].tolist() == [2, 0]
+    assert np.isnan(keypoints[1, 1]).any()
+
+
+def test_a_point_far_out_is_an_error_of_the_detector():
+    clip = script.prepare_clip({"gloss": "A", "pose": [[1.0, 2, 3, 99], [1, 2, np.inf, 4]]}, "", None, 25, 96, 4)
+    np.testing.assert_array_equal(clip["pose"], [1, 2, np.nan, np.nan, 1, 2, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("pose", [None, [1.0, 2.0], [[1.0, 2.0], [1.0]], [[1.0, 2.0, 3.0]], [], [[0.0, 0.0]], "text"])
+def test_a_row_without_a_usable_pose_is_left_out(pose):
+    assert script.prepare_clip({"gloss": "A", "pose": pose}, "", None, 25, 96, 2)["problem"]
+
+
+# ---- glosses, videos and splits
+
+@pytest.mark.parametrize("text, glosses", [
+    ("Where's the house?", ["WHERE'S", "THE", "HOUSE"]), ("  a,  B.\n(c) ", ["A", "B", "C"]), ("?! ... -", []), ("", []), (None, []),
+    ("go 😀!", ["GO", "😀"]), ("नमस्ते, दुनिया।", ["नमस्ते", "दुनिया"]), ("cafe\u0301", ["CAF\u00c9"])])
+def test_split_glosses(text, glosses):
+    assert script.split_glosses(text) == glosses
+
+
+@pytest.mark.parametrize("uid, video", [
+    ("f68f0aa0e1ae-12", "f68f0aa0e1ae"), ("dQw4w9WgXcQ--3", "dQw4w9WgXcQ"), ("a-b_c--d_e---3", "a-b_c--d_e-"),
+    ("-----------_w", "-----------"), ("dQw4w9WgXcQ_d", "dQw4w9WgXcQ"), ("_x-y_z-w_v-_e12", "_x-y_z-w_v-"),
+    ("f68f0aa0e1a_w", "f68f0aa0e1a"), ("something-else", "something-else"), ("f68f0aa0e1ae-1\n", "f68f0aa0e1ae-1\n")])
+def test_video_of(uid, video):
+    assert script.video_of(uid) == video
+
+
+def test_the_split_does_not_move_as_rows_are_added():
+    videos = [f"video {i}" for i in range(200)]
+    few, many = script.split_by_video(videos[:100] * 3, 0.2), script.split_by_video(videos[::-1], 0.2)
+    assert many & set(videos[:100]) == few and 10 < len(few) < 30
+    for share in (0.001, 0.9):
+        assert len(script.split_by_video(["a", "b", "b"], share)) == 1
+    with pytest.raises(SystemExit, match="^error: .*single video.*$"):
+        script.split_by_video(["a", "a"], 0.1)
+
+
+def test_a_subset_is_of_whole_videos_and_the_same_every_time():
+    videos = [f"video {i % 20}" for i in range(100)]
+    chosen = script.draw_subset(videos, 12)
+    assert len(chosen) == 15 and {i for i in range(100) if videos[i] in {videos[j] for j in chosen}} == set(chosen)
+    assert chosen == sorted(chosen) == script.draw_subset(videos, 12) and set(chosen) < set(script.draw_subset(videos, 30))
+    assert script.draw_subset(videos, 0) == script.draw_subset(videos, 1000) == list(range(100))
+
+
+def test_vocabulary_and_statistics_come_from_the_training_clips_alone():
+    poses = [np.array([[1, np.nan, np.nan], [3, 5, np.nan]]), np.array([[8, 5, np.nan]])]
+    clips = datasets.Dataset.from_list([
+        {"gloss": gloss, "problem": "", "seconds": seconds, "pose": pose.ravel()}
+        for gloss, seconds, pose in zip(["go home", "Go rare"], [2, 1], poses)], features=script.CLIP)
+    statistics, vocabulary = script.training_statistics(clips, 3, 2)
+    assert vocabulary == ["<pad>", "<unk>", "GO"]
+    assert statistics["mean"].tolist() == [4, 5, 0] and statistics["seen"].tolist() == [1, 1, 0]
+    np.testing.assert_allclose(statistics["deviation"], [np.std([1, 3, 8]), 1, 1], rtol=1e-6)
+    assert statistics["seconds_per_gloss"] == 0.75
+    tokens, mask = script.Tokens(vocabulary, "", 3)(["go! unheard", "go go go go go"])
+    assert tokens.tolist() == [[2, 1, 0], [2, 2, 2]] and mask.tolist() == [[True, True, False], [True] * 3]
+
+
+# ---- the archive
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 9])
+def test_parts_are_read_as_one_zip(tmp_path, parts):
+    clips = clips_of(*UIDS[:3])
+    read = script.open_poses(write_parts(tmp_path / "parts", zipped(clips), parts), None)
+    assert {uid: read(uid) for uid in reversed(clips)} == clips  # with 9 parts, every member crosses a border
+    with pytest.raises(script.BadClip, match="not in the archive"):
+        read("nobody")
+
+
+@pytest.mark.parametrize("form", ["zip", "folder"])
+def test_a_zip_and_a_folder_of_pose_files(tmp_path, form):
+    clips = clips_of(*UIDS[:2])
+    path = tmp_path / "poses"
+    if form == "zip":
+        path.write_bytes(zipped(clips))
+    else:
+        path.mkdir()
+        for uid, data in clips.items():
+            (path / f"{uid}.pose").write_bytes(data)
+    read = script.open_poses(str(path), None)
+    assert {uid: read(uid) for uid in clips} == clips
+    with pytest.raises(script.BadClip):
+        read("nobody")
+
+
+@pytest.mark.parametrize("missing", ["a", "b", "d", "abcd"])
+def test_a_missing_part_is_one_line(tmp_path, missing):
+    pattern = write_parts(tmp_path, zipped(clips_of(*UIDS)), 4)
+    for letter in missing:
+        (tmp_path / f"iSign-poses_v1.1_part_a{letter}").unlink()
+    with pytest.raises(SystemExit, match="^error: .+$"):
+        script.open_poses(pattern, None)
+
+
+def test_a_damaged_member_is_left_out_alone(tmp_path):
+    clips = clips_of(*UIDS[:3])
+    data = bytearray(zipped(clips))
+    data[len(data) // 2:len(data) // 2 + 100] = b"?" * 100
+    read = script.open_poses(write_parts(tmp_path, bytes(data), 2), None)
+    assert read(UIDS[0]) == clips[UIDS[0]] and read(UIDS[2]) == clips[UIDS[2]]
+    with pytest.raises(script.BadClip, match="damaged"):
+        read(UIDS[1])
+
+
+# ---- whole data sets
+
+def test_isign_layout_with_the_faults_of_a_real_release(tmp_path, capsys):
+    videos = [f"{i:012x}" for i in range(8)] + [f"a-b_c-_d-{i:02}" for i in range(10, 14)]
+    uids = [f"{video}-{i}" if len(video) == 12 else f"{video}--{i}" for video in videos for i in (1, 2)] + ["a-b_c-_d-10_w"]
+    clips = {uid: pose_bytes(positions(3 + 10 * (i == 4), i)) for i, uid in enumerate(uids)}
+    rows = [(uid, f"{script.video_of(uid).replace('-', 'x')} clip") for uid in uids]
+    clips.update({"cut-1": clips[uids[0]][:-2 * 576 * 16], "text-1": b"no pose", "blind-1": pose_bytes(positions(3), unseen=SHOULDERS)})
+    rows += [("cut-1", "a"), ("text-1", "b"), ("blind-1", "c"), ("gone-1", "d"), ("gone-2", "e"), ("null-1", None), ("nan-1", "nan "),
+             ("dots-1", " ... "), (uids[0], "the same uid again"), (uids[5], "and again"), (uids[6], "and again")]
+    found = load(write_isign(tmp_path / "isign", rows, clips), config="iSign_v1.1", max_gloss_len=1)
+    video = {split: {gloss.split()[0] for gloss in found[split]["gloss"]} for split in found}
+    assert len(found["train"]) + len(found["validation"]) == len(uids) and not video["train"] & video["validation"]
+    assert len(video["train"]) + len(video["validation"]) == len(videos)
+    report = capsys.readouterr().out
+    for count in ("3 no text", "3 uid twice", "2 not in the archive", "1 cut short", "1 not a readable .pose file", "1 no shoulders"):
+        assert count in report.split("left out")[1].splitlines()[0]
+    assert f"{len(found['train'])} train, {len(found['validation'])} validation" in report and "0 videos in both" in report
+    assert f"glosses cut      in {len(uids)} sentences" in report and "clips resampled  1 of more than 12" in report
+
+
+def test_limits_draw_whole_videos(tmp_path):
+    uids = [f"{i:012x}-{j}" for i in range(8) for j in range(2)]
+    folder = write_isign(tmp_path / "isign", [(uid, uid[:12]) for uid in uids], clips_of(*uids))
+    found = load(folder, limits={"train": 3, "validation": 1})
+    assert len(found["train"]) == 4 and len(set(found["train"]["gloss"])) == 2 and len(found["validation"]) == 2
+
+
+@pytest.mark.parametrize("validation", ["validation", "val", "dev"])
+def test_rows_of_gloss_and_pose_with_official_splits(tmp_path, validation, capsys):
+    pose = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+    pose[:, 2, 2:] = 0
+    pose[:, 3, :2] = np.nan
+    for split, chosen in (("train", range(4)), (validation, range(4, 6))):
+        table = datasets.Dataset.from_list([{"gloss": f"w{i}", "pose": pose[i].tolist()} for i in chosen])
+        table.to_parquet(tmp_path / "data" / f"{split}.parquet")
+    (tmp_path / "data" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.parquet}\n"
+        f"  - {{split: {validation}, path: {validation}.parquet}}\n---\n")
+    found = load(str(tmp_path / "data"), pose_dim=4)
+    assert found["train"]["gloss"][:] == ["w0", "w1", "w2", "w3"] and found["validation"]["gloss"][:] == ["w4", "w5"]
+    pose[:, 2, 2:] = np.nan
+    np.testing.assert_allclose(found["validation"][1]["pose"], pose[5].ravel(), rtol=1e-6)
+    statistics, _ = script.training_statistics(found["train"], 4, 1)
+    np.testing.assert_allclose(statistics["mean"], np.nanmean(pose[:4], (0, 1)), rtol=1e-4)
+    assert "points unseen    20.0 %" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="^error: .*POSE_DIM.*$"):
+        load(str(tmp_path / "data"), pose_dim=6)
+
+
+# ---- the cache
+
+@pytest.fixture
+def isign(tmp_path, monkeypatch):
+    """A folder of 12 clips; chunks of 4."""
+    monkeypatch.setattr(script, "CHUNK", 4)
+    uids = [f"{i:012x}-1" for i in range(12)]
+    return write_isign(tmp_path / "isign", [(uid, f"word {uid}") for uid in uids], clips_of(*uids))
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """The uids of the clips that are prepared, as they are."""
+    uids, prepare_clip = [], script.prepare_clip
+    monkeypatch.setattr(script, "prepare_clip", lambda row, **how: uids.append(row["uid"]) or prepare_clip(row, **how))
+    return uids
+
+
+def again(prepared, *arguments, **changes):
+    """What another run prepares."""
+    prepared.clear()
+    script.open_poses.cache_clear()
+    load(*arguments, **changes)
+    return len(prepared)
+
+
+def test_clips_are_prepared_once(isign, prepared, tmp_path):
+    first = load(isign)
+    assert len(set(prepared)) == len(prepared) == 12
+    assert again(prepared, isign) == 0
+    assert again(prepared, isign, max_frames=3) == 12 and again(prepared, isign, max_frames=3) == 0
+    assert again(prepared, isign, fps=10) == 12
+    write_parts(tmp_path / "isign", zipped({f"{i:012x}-1": pose_bytes(positions(4, 99)) for i in range(12)}), 3)
+    assert again(prepared, isign) == 12
+    assert not np.allclose(load(isign)["train"]["pose"][0], first["train"]["pose"][0])
+
+
+def test_a_killed_preparation_goes_on_after_the_last_whole_chunk(isign, prepared, monkeypatch):
+    count_and_prepare = script.prepare_clip
+
+    def killed(row, **how):
+        if len(prepared) == 6:
+            raise KeyboardInterrupt
+        return count_and_prepare(row, **how)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(script, "prepare_clip", killed)
+        load(isign)
+    assert len(prepared) == 6 and again(prepared, isign) == 8
+
+
+def test_the_token_is_not_part_of_the_cache_nor_of_the_output(isign, prepared, tmp_path, monkeypatch, capfd):
+    load(isign)
+    for name in ("HF_TOKEN", "HUGGINGFACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, "hf_verysecret")
+        assert again(prepared, isign) == 0
+    assert again(prepared, isign, max_frames=3) == 12
+    files = [path for path in (tmp_path / "cache").rglob("*")]
+    assert len(files) > 3 and not any("hf_verysecret" in str(path) for path in files)
+    assert not any(b"hf_verysecret" in path.read_bytes() for path in files if path.is_file())
+    assert "hf_verysecret" not in "".join(capfd.readouterr())
+
+
+# ---- the hub
+
+def test_the_hub_id_without_a_token_runs_on_the_sample_and_says_so(capsys, monkeypatch):
+    sample_rows = script.sample_rows
+    monkeypatch.setattr(script, "sample_rows", lambda n, seed: sample_rows(n // 40, seed))
+    rows, name = script.load_rows(script.ISIGN, "iSign_v1.1", None)
+    assert name == "sample data" and set(rows) == {"train", "validation"}
+    assert "NO ACCESS TOKEN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"])
+def test_with_a_token_there_is_no_sample(variable, monkeypatch, capfd):
+    monkeypatch.setenv(variable, "hf_verysecret")
+    with pytest.raises(SystemExit, match="^error: .*Exploration-Lab/iSign.*$") as error:
+        load(script.ISIGN, config="iSign_v1.1")
+    assert "hf_verysecret" not in f"{error.value}{capfd.readouterr()}" and "sample" not in str(error.value)
+
+
+def test_the_sample_is_the_same_in_every_run_and_holds_every_point():
+    first, second = script.sample_rows(6, 1), script.sample_rows(6, 1)
+    assert json.dumps(first[:]) == json.dumps(second[:]) != json.dumps(script.sample_rows(6, 2)[:])
+    assert all(np.isfinite(np.array(pose)).any(0).all() and np.array(pose).shape[1] == 152 for pose in first["pose"])

@@ -1,0 +1,352 @@
+import math
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+import model_selection as script
+import train_final_model as final
+from helpers import ROOT, write_bert
+
+FRAMES, D = 20, 8  # the last point is never seen
+VOCABULARY = ["<pad>", "<unk>", "HELLO", "I", "YOU", "WANT", "GO", "SCHOOL"]
+SENTENCES, LENGTHS = ["hello", "I want go school you go", "go you"], [5, 20, 11]
+RATES = {"gru": 1e-3, "transformer": 5e-4, "bert": 2e-5}
+names = pytest.mark.parametrize("name", script.MODELS)
+
+
+def statistics():
+    rng, seen = np.random.default_rng(1), np.arange(D) < D - 2
+    values = {"mean": rng.normal(size=D) * seen, "deviation": np.where(seen, rng.uniform(0.5, 2, D), 1), "seen": seen,
+              "seconds_per_gloss": np.array(0.15)}
+    return {key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}
+
+
+def build(name, bert, **sizes):
+    sizes = {"embed_dim": 16, "hidden_dim": 16, "dropout": 0.3, "pose_dim": D, "max_frames": FRAMES, "fps": 25, **sizes}
+    model, tokens, built = script.new_model(name, statistics(), VOCABULARY, 6, bert, **sizes)
+    return model.eval(), tokens, built
+
+
+def clips(sentences=SENTENCES, lengths=LENGTHS, seed=0):
+    rng = np.random.default_rng(seed)
+    made = []
+    for sentence, length in zip(sentences, lengths):
+        pose = np.cumsum(rng.normal(size=(length, D)), 0)
+        pose[rng.random((length, D // 2)).repeat(2, 1) < 0.2] = np.nan
+        pose[:, -2:] = np.nan
+        made.append({"gloss": sentence, "problem": "", "seconds": length / 25, "pose": pose.ravel().astype(np.float32)})
+    return made
+
+
+def gradient(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat([value.grad.ravel() for value in model.parameters() if value.grad is not None])
+
+
+# ---- padding and masks
+
+@names
+def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_clips_one_by_one(name, bert):
+    model, tokens, _ = build(name, bert)
+    batch = script.collate(clips(), tokens, D)
+    loss, squares, count = script.training_loss(model, batch, 0.1)
+    alone, alone_squares = 0, 0
+    for clip in clips():
+        one = script.collate([clip], tokens, D)
+        with_duration, one_squares, one_count = script.training_loss(model, one, 0.1)
+        of_pose = script.training_loss(model, one, 0)[0]
+        alone += of_pose * one_count / count + (with_duration - of_pose) / len(clips())
+        alone_squares += one_squares
+    torch.testing.assert_close(squares, alone_squares, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient(model, loss), gradient(model, alone), rtol=1e-3, atol=1e-4)
+    assert count == sum(np.isfinite(clip["pose"]).sum() for clip in clips()) and loss > 0
+
+
+def test_the_loss_is_the_mean_of_the_squares_of_what_was_seen_over_the_variance(bert):
+    model, tokens, _ = build("gru", bert)
+    batch = script.collate(clips(), tokens, D)
+    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
+    squares = [(pose[i, :n].detach().numpy() - clip["pose"].reshape(n, D)) ** 2 for i, (clip, n) in enumerate(zip(clips(), LENGTHS))]
+    variance = (statistics()["deviation"][:-2] ** 2).mean().item()
+    late = (np.log(seconds.detach().numpy()) - np.log(np.array(LENGTHS) / 25)) ** 2
+    expected = np.nanmean(np.concatenate(squares)) / variance + 0.1 * late.mean()
+    assert script.training_loss(model, batch, 0.1)[0].item() == pytest.approx(expected, rel=1e-4)
+
+
+@names
+def test_what_was_never_seen_gives_no_nan(name, bert):
+    model, tokens, _ = build(name, bert)
+    unseen = {**clips()[0], "pose": np.full(3 * D, np.nan, np.float32)}
+    for batch in (script.collate(clips(), tokens, D), script.collate([unseen, clips()[0]], tokens, D),
+                  script.collate([unseen], tokens, D)):
+        loss, *_ = script.training_loss(model, batch, 0.1)
+        assert loss.isfinite() and gradient(model, loss).isfinite().all()
+    metrics = script.evaluate(model, [script.collate(clips(), tokens, D), script.collate([unseen], tokens, D)], torch.device("cpu"))
+    assert all(map(math.isfinite, metrics.values()))
+
+
+@names
+@torch.no_grad()
+def test_shapes_and_independence_from_padding(name, bert):
+    model, tokens, _ = build(name, bert)
+    token_ids, mask = tokens(SENTENCES)
+    n_frames = torch.tensor(LENGTHS)
+    wider = torch.nn.functional.pad(token_ids, (0, 3)), torch.nn.functional.pad(mask, (0, 3))
+    garbage = torch.where(wider[1], wider[0], 4)
+    pose, seconds = model(token_ids, mask, n_frames)
+    assert pose.shape == (3, FRAMES, D) and seconds.shape == (3,) and (seconds > 0).all()
+    torch.testing.assert_close(model(garbage, wider[1], n_frames), (pose, seconds), rtol=1e-4, atol=1e-4)
+    for i, n in enumerate(LENGTHS):
+        assert (pose[i, n:] == 0).all() and (pose[i, :n, :-2] != 0).all()
+        own, own_mask = tokens(SENTENCES[i:i + 1])
+        alone, its_seconds = model(own, own_mask, torch.tensor([n]))
+        torch.testing.assert_close(alone[0], pose[i], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(its_seconds[0], seconds[i], rtol=1e-4, atol=1e-4)
+
+
+@names
+@torch.no_grad()
+def test_without_n_frames_the_predicted_duration_counts(name, bert):
+    model, tokens, _ = build(name, bert)
+    token_ids, mask = tokens(SENTENCES)
+    for seconds_per_gloss in (0.001, 0.07, 9):  # at least one frame, at most FRAMES
+        model.seconds_per_gloss.fill_(seconds_per_gloss)
+        pose, seconds = model(token_ids, mask)
+        n_frames = (seconds * 25).round().long().clamp(1, FRAMES)
+        assert (pose[..., 0] != 0).sum(1).tolist() == n_frames.tolist()
+        torch.testing.assert_close(model(token_ids, mask, n_frames)[0], pose)
+    assert (n_frames == FRAMES).all()
+
+
+@names
+@torch.no_grad()
+def test_durations_are_positive_and_sum_to_the_seconds(name, bert, monkeypatch):
+    model, tokens, _ = build(name, bert)
+    seen, place = [], model.place
+    monkeypatch.setattr(model, "place", lambda states, mask, durations, *rest: seen.append(durations) or
+                        place(states, mask, durations, *rest), raising=False)
+    token_ids, mask = tokens(SENTENCES)
+    _, seconds = model(token_ids, mask)
+    assert (seen[0][mask] > 0).all() and (seen[0][~mask] == 0).all()
+    torch.testing.assert_close(seen[0].sum(1) * 0.15, seconds)
+
+
+@names
+def test_frames_read_the_glosses_in_their_order(name, bert, monkeypatch):
+    """With even durations and no context, the first frames depend on the first gloss, the last ones on the last gloss."""
+    model, tokens, _ = build(name, bert)
+    token_ids, mask = tokens(["hello", "I want go school"])
+    states = model.encode(token_ids, mask).detach().requires_grad_()
+    monkeypatch.setattr(model, "encode", lambda *_: states, raising=False)
+    monkeypatch.setattr(model, "decode", lambda queries, *_: queries, raising=False)
+    torch.nn.init.zeros_(model.duration[-1].weight)
+    pose, _ = model(token_ids, mask, torch.tensor([6, 20]))
+    n = int(mask[1].sum())
+    read = [torch.autograd.grad(pose[1, t].square().sum(), states, retain_graph=True)[0][1].norm(dim=-1).argmax().item()
+            for t in range(20)]
+    assert read == sorted(read) and set(read) == set(range(n))
+    assert all(19 / n <= (np.array(read) == s).sum() + 1 for s in range(n))
+
+
+@names
+@torch.no_grad()
+def test_the_order_of_the_glosses_matters(name, bert):
+    model, tokens, _ = build(name, bert)
+    (one, _), (other, _) = (model(*tokens([text]), torch.tensor([12])) for text in ("go you", "you go"))
+    assert (one - other).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_two_way_gru_begins_its_way_back_at_the_last_real_element():
+    gru, x = script.TwoWayGRU(3, 8), torch.randn(2, 6, 3)
+    mask = torch.arange(6) < torch.tensor([[4], [6]])
+    torch.testing.assert_close(gru(x, mask)[0, :4], gru(x[:1, :4], mask[:1, :4])[0])
+    changed = x.clone()
+    changed[0, 3] += 1
+    assert ((gru(changed, mask) - gru(x, mask))[0, :4, 4:].abs().amax(-1) > 1e-5).all()  # the last one reaches the first
+
+
+def test_bert_takes_the_weights_of_its_folder(bert):
+    import transformers
+    own = transformers.AutoModel.from_pretrained(bert).state_dict()
+    model, tokens, _ = build("bert", bert)
+    loaded = {key: value for key, value in model.pretrained.state_dict().items() if "pooler" not in key}
+    assert len(loaded) > 30 and all(torch.equal(value, own[key]) for key, value in loaded.items())
+    ids, mask = tokens(["Hello, schools!"])  # [CLS] hello school ##s [SEP]
+    assert ids.tolist() == [[2, 5, 10, 16, 3]] and mask.all()
+    groups = script.make_optimizer(model, RATES, 11, 0.1)[0].param_groups
+    rate = {id(value): group["max_lr"] for group in groups for value in group["params"]}
+    assert {rate[id(value)] for value in model.pretrained.parameters()} == {2e-5}
+    assert {rate[id(value)] for value in model.decoder.parameters()} == {1e-3} and len(rate) == len([*model.parameters()])
+
+
+# ---- training and metrics
+
+class Fixed(torch.nn.Module):
+    """A model that gives known poses, whatever it is asked."""
+
+    def __init__(self, poses, seconds, mean):
+        super().__init__()
+        self.poses, self.seconds, self.mean = poses, seconds, mean
+
+    def forward(self, tokens, token_mask, n_frames=None):
+        chosen = tokens[:, 0]
+        return self.poses[chosen], self.seconds[chosen]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
+    rng, lengths, k = np.random.default_rng(3), [3, 7, 1, 5], 76
+    poses, mean = rng.normal(size=(4, 10, 2 * k)), rng.normal(size=2 * k)
+    targets = [rng.normal(size=(n, 2 * k)) for n in lengths]
+    for target in targets:
+        target[rng.random((len(target), k)).repeat(2, 1) < 0.3] = np.nan
+        target[:, -2:] = np.nan
+    model = Fixed(torch.tensor(poses).float(), torch.tensor([1.0, 2, 3, 4]), torch.tensor(mean).float())
+    made = [{"gloss": str(i), "seconds": 2.5, "pose": target.ravel().astype(np.float32)} for i, target in enumerate(targets)]
+    loader = [script.collate(made[i:i + batch_size], script.Tokens(list("0123"), "", 5), 2 * k) for i in range(0, 4, batch_size)]
+    metrics = script.evaluate(model, loader, torch.device("cpu"))
+
+    difference = np.concatenate([pose[:n] - target for pose, n, target in zip(poses, lengths, targets)])
+    assert metrics["mse"] == pytest.approx(np.nanmean(difference**2), rel=1e-5)
+    assert metrics["mae"] == pytest.approx(np.nanmean(abs(difference)), rel=1e-5)
+    assert metrics["mean_pose_mse"] == pytest.approx(np.nanmean((np.concatenate(targets) - mean) ** 2), rel=1e-5)
+    assert metrics["duration_error"] == pytest.approx(np.mean([1.5, 0.5, 0.5, 1.5]))
+    generated = real = 0
+    for pose, target, n in zip(poses, targets, lengths):
+        for t in range(1, n):
+            for point in [*range(42), 51, 52]:  # hands and wrists
+                xy = slice(2 * point, 2 * point + 2)
+                if np.isfinite(target[t - 1:t + 1, xy]).all():
+                    generated += math.dist(pose[t, xy], pose[t - 1, xy])
+                    real += math.dist(target[t, xy], target[t - 1, xy])
+    assert metrics["motion"] == pytest.approx(generated / real, rel=1e-4)
+
+
+def table(sentences, lengths):
+    return datasets.Dataset.from_list(clips(sentences, lengths), features=script.CLIP)
+
+
+@names
+def test_training_lowers_the_loss_and_evaluation_does_not_depend_on_the_batch_size(name, bert):
+    model, tokens, _ = build(name, bert, dropout=0)
+    parts = {"train": table(SENTENCES * 4, LENGTHS * 4), "validation": table(SENTENCES, LENGTHS)}
+    loaders = script.make_loaders(parts, tokens, D, 4, 0, 7)
+    optimizer, schedule = script.make_optimizer(model, {key: 0.02 for key in script.MODELS}, 36, 0.1)
+    device, scaler = torch.device("cpu"), torch.amp.GradScaler("cpu", enabled=False)
+    losses = [script.train_epoch(model, loaders["train"], epoch, optimizer, schedule, scaler, device, torch.float32, 1.0, 0.1, "e")
+              for epoch in range(12)]
+    assert losses[-1] < 0.9 * losses[0]
+    one, all_at_once = (script.evaluate(model, script.make_loaders(parts, tokens, D, size, 0, 7)["validation"], device)
+                        for size in (1, 4))
+    assert one == pytest.approx(all_at_once, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps, warmup", [(20, 0.05), (10, 0.1), (40, 0.05), (7, 0), (2, 0.5), (1, 0), (1, 0.05)])
+def test_the_rate_rises_and_falls_to_0(steps, warmup):
+    optimizer, schedule = script.make_optimizer(build("gru", None)[0], RATES, steps, warmup)
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    top = rates.index(max(rates))
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True) and 0 < max(rates) <= 1e-3
+    assert steps < 7 or max(rates) > 9e-4 and schedule.get_last_lr()[0] < 1e-5
+
+
+def test_the_order_of_training_depends_on_the_seed_and_the_epoch_alone():
+    parts = {"train": table(["hello"] * 30, range(1, 31)), "validation": table(["hello"] * 5, range(1, 6))}
+
+    def order(split, seed, epoch):
+        loader = script.make_loaders(parts, script.Tokens(VOCABULARY, "", 6), D, 4, 0, seed)[split]
+        loader.sampler.set_epoch(epoch)
+        torch.rand(seed + epoch)
+        return [n for batch in loader for n in batch["n_frames"].tolist()]
+
+    assert order("train", 0, 1) == order("train", 0, 1) and sorted(order("train", 0, 1)) == list(range(1, 31))
+    assert order("train", 0, 1) != order("train", 0, 2) and order("train", 0, 1) != order("train", 1, 1)
+    assert order("validation", 0, 1) == order("validation", 3, 4) == [1, 2, 3, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_is_one_line(bert):
+    model, tokens, _ = build("gru", bert)
+    loader = script.make_loaders({"train": table(SENTENCES, LENGTHS)}, tokens, D, 4, 0, 0)["train"]
+    optimizer, schedule = script.make_optimizer(model, RATES, 4, 0.1)
+    with torch.no_grad():
+        model.output.weight.fill_(1e30)
+    with pytest.raises(SystemExit, match="^error: .+$"):
+        script.train_epoch(model, loader, 1, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"),
+                           torch.float32, 1.0, 0.1, "gru epoch 1/1")
+
+
+# ---- checkpoints
+
+LOAD = """
+import sys, torch, train_final_model as final
+poses = {}
+for name in ("gru", "transformer", "bert"):
+    model, tokens, contents = final.load_checkpoint(f"{name}.pt", torch.device("cpu"))
+    with torch.no_grad():
+        poses[name] = *model(*tokens(["hello", "I want go school"])), contents["note"]
+torch.save(poses, "loaded.pt")
+"""
+
+
+def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tmp_path):
+    folder, poses = write_bert(tmp_path / "bert"), {}
+    for name in script.MODELS:
+        model, tokens, built = build(name, folder)
+        with torch.no_grad():
+            poses[name] = *model(*tokens(["hello", "I want go school"])), "kept"
+        script.save_checkpoint(f"{name}.pt", {**built, "weights": model.state_dict(), "note": "kept"})
+        torch.load(f"{name}.pt", weights_only=True)
+    (tmp_path / "bert").rename(tmp_path / "elsewhere")
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["bert.pt", "gru.pt", "transformer.pt"]
+    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}){LOAD}"], cwd=tmp_path, check=True)
+    loaded = torch.load("loaded.pt")
+    for name, (pose, seconds, note) in poses.items():
+        assert pose.abs().max() > 0.1 and loaded[name][2] == note
+        torch.testing.assert_close(loaded[name][:2], (pose, seconds))
+
+
+class Code:
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+@pytest.mark.parametrize("contents", ["none", "cut", "text", "foreign", "other weights", "code"])
+def test_a_file_that_is_no_checkpoint_is_one_line_and_runs_no_code(contents, tmp_path, bert):
+    path = tmp_path / "best_gru.pt"
+    model, _, built = build("gru", bert)
+    if contents in ("cut", "other weights", "code"):
+        weights = build("gru", bert, hidden_dim=8)[0].state_dict() if contents == "other weights" else model.state_dict()
+        torch.save({**built, "weights": weights, **({"note": Code()} if contents == "code" else {})}, path)
+    if contents == "cut":
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif contents == "text":
+        path.write_text("no checkpoint")
+    elif contents == "foreign":
+        torch.save({"state_dict": {}}, path)
+    with pytest.raises(SystemExit, match="^error: .*best_gru.pt.*$"):
+        final.load_checkpoint(str(path), torch.device("cpu"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    script.save_checkpoint("best.pt", {"epoch": 1})
+
+    def interrupted(contents, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        script.save_checkpoint("best.pt", {"epoch": 2})
+    assert torch.load("best.pt") == {"epoch": 1}

@@ -1,0 +1,105 @@
+"""The shared block: the same bytes in both scripts, complete, and closed: it reads nothing of what surrounds it."""
+import ast
+import builtins
+import os
+import re
+import subprocess
+import sys
+import symtable
+
+import pytest
+
+from helpers import ROOT, edited
+
+SCRIPTS = ["model_selection.py", "train_final_model.py"]
+FIRST, SECOND = ((ROOT / name).read_text("utf8") for name in SCRIPTS)
+EXPECTED = set("""check_settings split_glosses video_of hash_share JoinedParts open_poses read_keypoints row_keypoints resample
+    prepare_clip prepare split_by_video draw_subset load_rows load_clips sample_rows Tokens collate make_loaders batches
+    training_statistics TwoWayGRU PoseModel GRUModel TransformerModel BertModel MODELS new_model save_checkpoint pose_difference
+    training_loss make_optimizer train_epoch evaluate epoch_line""".split())
+
+
+def divide(source):
+    """A script -> what is above its shared block, the block, and what is below."""
+    parts = re.split(r"^#.*SHARED BLOCK.*\n", source, flags=re.M)
+    assert len(parts) == 3 and source.count("SHARED BLOCK") == 2, "not one pair of sentinel lines"
+    return parts
+
+
+def imports(source):
+    """The names that a script imports at its top level, each with where it is from."""
+    return {(alias.asname or alias.name.split(".")[0], getattr(node, "module", None), alias.name)
+            for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+
+
+def assigned(block):
+    return {symbol.get_name() for symbol in symtable.symtable(block, "block", "exec").get_symbols() if symbol.is_assigned()}
+
+
+def used(table):
+    """The global names that are read in a scope or in one within it."""
+    top = table.get_type() == "module"
+    names = {symbol.get_name() for symbol in table.get_symbols()
+             if symbol.is_referenced() and (top or symbol.is_global())}
+    return names.union(*map(used, table.get_children()))
+
+
+def check(first, second):
+    block, other = divide(first)[1], divide(second)[1]
+    assert block == other, "the blocks differ"
+    own = assigned(block)
+    assert EXPECTED <= own, f"missing: {EXPECTED - own}"
+    common = {name for name, *_ in imports(divide(first)[0]) & imports(divide(second)[0])}
+    known = own | common | set(dir(builtins)) - {"globals", "vars", "eval", "exec"}
+    assert used(symtable.symtable(block, "block", "exec")) <= known, "the block reads a name from outside"
+
+
+def test_the_shared_block():
+    check(FIRST, SECOND)
+
+
+def in_both(old, new):
+    def change(first, second):
+        assert first.count(old) == second.count(old) == 1
+        return first.replace(old, new), second.replace(old, new)
+    return change
+
+
+@pytest.mark.parametrize("change, reason", [
+    (lambda first, second: (first, second.replace("SHOULDERS, WRISTS", "SHOULDERS,  WRISTS")), "differ"),
+    (lambda first, second: (first, second.replace("# a point that no clip", "# A point that no clip").replace("NaN", "nan", 1)),
+     "differ"),
+    (in_both("def collate(clips, tokens, pose_dim):\n", "def collate(clips, tokens, pose_dim):\n    FPS\n"), "from outside"),
+    (in_both("def collate(clips, tokens, pose_dim)", "def collate(clips, tokens, pose_dim=POSE_DIM)"), "from outside"),
+    (in_both("def collate(clips, tokens, pose_dim):\n", "def collate(clips, tokens, pose_dim):\n    csv\n"), "from outside"),
+    (in_both("def collate(clips, tokens, pose_dim):\n", "def collate(clips, tokens, pose_dim):\n    [FPS for _ in ()]\n"), "outside"),
+    (in_both("def collate(clips, tokens, pose_dim):\n", "def collate(clips, tokens, pose_dim):\n    globals()\n"), "outside"),
+    (in_both("def collate(clips, tokens, pose_dim):\n", "class Extra:\n    fps = FPS\n\n\ndef collate(clips, tokens, pose_dim):\n"),
+     "outside"),
+    (in_both("def resample(", "def resampled("), "missing: {'resample'}"),
+    (lambda first, second: (first.replace("import math\n", "import cmath as math\n"), second), "from outside"),
+    (lambda first, second: (first + "# SHARED BLOCK\n", second + "# SHARED BLOCK\n"), "one pair"),
+])
+def test_the_check_of_the_shared_block_finds(change, reason):
+    with pytest.raises(AssertionError, match=reason):
+        check(*change(FIRST, SECOND))
+
+
+@pytest.mark.parametrize("source", [FIRST, SECOND], ids=SCRIPTS)
+def test_a_script_stands_alone(source):
+    local = {path.stem for path in ROOT.glob("*.py")} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    modules = {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {"." * node.level + (node.module or "") for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+    assert not {module.split(".")[0] for module in modules} & (local | {""})
+    head = source[:source.index("SHARED BLOCK")]
+    assert re.search(r"^[A-Z_]+ = ", head, re.M) and edited(source, MAX_FRAMES=7, LR_GRU=0.5) != source
+
+
+def test_importing_the_scripts_prints_and_creates_nothing(tmp_path):
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir(), work.mkdir()
+    done = subprocess.run([sys.executable, "-c", "import model_selection, train_final_model"], cwd=work, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(home), "HF_HOME": str(home),
+                               "HF_DATASETS_CACHE": str(home / "datasets")})
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert not [*work.iterdir()] and not [path for path in home.rglob("*") if path.is_file()]
