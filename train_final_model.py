@@ -15,17 +15,20 @@ import hashlib
 import math
 import os
 import re
+import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import unicodedata
 import zipfile
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import fsspec
@@ -35,6 +38,7 @@ import torch.nn.functional as F
 import transformers
 from datasets.arrow_writer import ArrowWriter
 from huggingface_hub import get_token
+from huggingface_hub.errors import HTTPError
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader
 from pose_format.utils.reader import BufferReader
@@ -57,6 +61,7 @@ POSE_DIM = 152                       # 76 keypoints x (x, y)
 MAX_GLOSS_LEN = 16                   # glosses of a sentence; what is beyond is cut
 MIN_GLOSS_COUNT = 2                  # rarer glosses of the training split become <unk>, so that <unk> is trained
 PROCESSES = 2                        # that read and prepare clips
+MAX_BAD_SHARE = 0.2                  # a larger share of clips that cannot be used ends the run
 # Models
 BERT_NAME = "bert-base-uncased"      # hub id, or a folder with a model and its tokenizer
 EMBED_DIM = 256
@@ -80,16 +85,16 @@ LOADER_WORKERS = 2                   # processes that make batches; 0: none
 # Masks: True = real. A pose number that is NaN was not seen or is padding, and enters no loss, metric or statistic.
 
 ISIGN = "Exploration-Lab/iSign"
-FINGERS = [f"{finger}_{joint}" for finger in ("INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY")
-           for joint in ("MCP", "PIP", "DIP", "TIP")]
-HAND = ["WRIST", "THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP", *FINGERS]
-BODY = "NOSE LEFT_EYE RIGHT_EYE LEFT_EAR RIGHT_EAR LEFT_SHOULDER RIGHT_SHOULDER LEFT_ELBOW RIGHT_ELBOW " \
-       "LEFT_WRIST RIGHT_WRIST"
-FACE = "61 291 17 0 70 105 107 300 334 336 161 158 33 163 153 133 388 385 263 390 380 362 9"
+HAND = ["WRIST", *(f"THUMB_{joint}" for joint in ("CMC", "MCP", "IP", "TIP")),
+        *(f"{finger}_{joint}" for finger in ("INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY")
+          for joint in ("MCP", "PIP", "DIP", "TIP"))]
+BODY = ["NOSE", *(f"{side}_{part}" for part in ("EYE", "EAR", "SHOULDER", "ELBOW", "WRIST")
+                  for side in ("LEFT", "RIGHT"))]
+FACE = "61 291 17 0 70 105 107 300 334 336 161 158 33 163 153 133 388 385 263 390 380 362 9".split()
 # The 76 keypoints of PoseStitch-SLT (EMNLP 2025), by the names they have in MediaPipe Holistic's .pose files
-POINTS = [*(("LEFT_HAND_LANDMARKS", name) for name in HAND), *(("RIGHT_HAND_LANDMARKS", name) for name in HAND),
-          *(("POSE_LANDMARKS", name) for name in BODY.split()), *(("FACE_LANDMARKS", name) for name in FACE.split())]
-SHOULDERS, WRISTS, HANDS = [47, 48], [51, 52], range(42)
+POINTS = [(f"{part}_LANDMARKS", name) for part, names in [("LEFT_HAND", HAND), ("RIGHT_HAND", HAND), ("POSE", BODY),
+                                                          ("FACE", FACE)] for name in names]
+SHOULDERS, HANDS_AND_WRISTS = [47, 48], [*range(42), 51, 52]
 FAR = 10                # shoulder widths: a point farther out is an error of the detector
 MAX_POSE_BYTES = 2**28  # of an unpacked .pose file; Holistic fills them in 25 minutes
 CHUNK = 256             # clips in a file of the cache: what an interruption can cost
@@ -102,19 +107,21 @@ class BadClip(Exception):
     """A clip that is left out; the message is the reason that it is counted under."""
 
 
-def check_settings(settings):
-    """Raise SystemExit with one line for a setting, by its upper-case name, that makes no sense."""
+def read_settings(script):
+    """A script's globals() -> its settings, by their upper-case names; SystemExit for one that makes no sense."""
+    settings = {name: value for name, value in script.items() if name.isupper()}
     whole = dict(MAX_FRAMES=1, POSE_DIM=2, MAX_GLOSS_LEN=1, MIN_GLOSS_COUNT=1, PROCESSES=1, EMBED_DIM=4, HIDDEN_DIM=2,
                  EPOCHS=1, PATIENCE=1, BATCH_SIZE=1, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, SEED=0, LOADER_WORKERS=0)
-    share = dict(VALIDATION_SHARE=(0.001, 0.9), DROPOUT=(0, 0.9), WARMUP=(0.001, 0.9), AVERAGE=(0, 0.99999),
-                 LR_GRU=(0, 1), LR_TRANSFORMER=(0, 1), LR_BERT=(0, 1), FPS=(1, 1000), GRAD_CLIP=(0.0001, math.inf),
-                 DURATION_WEIGHT=(0, math.inf))
+    share = dict(VALIDATION_SHARE=(0.001, 0.9), MAX_BAD_SHARE=(0, 1), DROPOUT=(0, 0.9), WARMUP=(0.001, 0.9),
+                 AVERAGE=(0, 0.99999), LR_GRU=(0, 1), LR_TRANSFORMER=(0, 1), LR_BERT=(0, 1), FPS=(1, 1000),
+                 GRAD_CLIP=(0.0001, math.inf), DURATION_WEIGHT=(0, math.inf))
     for name in settings.keys() & (whole.keys() | share.keys()):
         value, step = settings[name], {"POSE_DIM": 2, "HIDDEN_DIM": 2, "EMBED_DIM": 4}.get(name, 1)
         kinds, low, high = ([int], whole[name], math.inf) if name in whole else ([int, float], *share[name])
         if type(value) not in kinds or not low <= value <= high or step > 1 and value % step:
             raise SystemExit(f"error: {name} = {value!r} makes no sense; it is a {'whole ' * (len(kinds) == 1)}number "
                              f"from {low} to {high}" + f", a multiple of {step}" * (step > 1))
+    return SimpleNamespace(**settings)
 
 
 def split_glosses(text):
@@ -165,28 +172,25 @@ class JoinedParts(fsspec.spec.AbstractBufferedFile):
 def open_poses(url, token):
     """Where the poses are (parts of a zip, a zip, or a folder; local or hf://) -> a function: uid -> .pose bytes."""
     fs, pattern = fsspec.core.url_to_fs(url, **({"token": token} if url.startswith("hf://") else {}))
-    if fs.isdir(pattern):
-        files = {Path(path).stem: path for path in fs.ls(pattern, detail=False)}
-
-        def read_file(uid):
-            if uid not in files:
-                raise BadClip("no .pose file")
-            return fs.cat_file(files[uid])
-        return read_file
-    paths = sorted(fs.glob(pattern))
+    paths = sorted(fs.glob(f"{pattern}/*.pose" if fs.isdir(pattern) else pattern))
     if not paths:
         raise SystemExit(f"error: no poses at {url}; set POSES to the parts of a zip, a zip, or a folder of .pose")
-    parts = JoinedParts(fs, paths)
-    try:
-        archive = zipfile.ZipFile(parts)
-    except zipfile.BadZipFile as error:
-        raise SystemExit(f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?")
-    members = {Path(info.filename).stem: info for info in archive.infolist() if info.filename.endswith(".pose")}
+    if fs.isdir(pattern):
+        files = {Path(path).stem: path for path in paths}
+    else:
+        parts = JoinedParts(fs, paths)
+        try:
+            archive = zipfile.ZipFile(parts)
+        except zipfile.BadZipFile as error:
+            raise SystemExit(f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?")
+        files = {Path(info.filename).stem: info for info in archive.infolist() if info.filename.endswith(".pose")}
 
-    def read_member(uid):
-        if uid not in members:
-            raise BadClip("not in the archive")
-        info = members[uid]
+    def read(uid):
+        if uid not in files:
+            raise BadClip("no .pose file")
+        if isinstance(files[uid], str):
+            return fs.cat_file(files[uid])
+        info = files[uid]
         if info.file_size > MAX_POSE_BYTES:
             raise BadClip("too large")
         parts.seek(info.header_offset)  # all that zipfile is going to read of it, by one request
@@ -195,7 +199,7 @@ def open_poses(url, token):
             return archive.read(info)
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError):
             raise BadClip("damaged in the archive")
-    return read_member
+    return read
 
 
 def read_keypoints(data):
@@ -231,11 +235,8 @@ def read_keypoints(data):
 def row_keypoints(pose):
     """A row's `pose` (frames, D), NaN or an exact (0, 0) = not seen -> keypoints (frames, K, 2)."""
     try:
-        pose = np.asarray(pose, np.float32)
-        keypoints = pose.reshape(*pose.shape[:-1], -1, 2)
+        keypoints = np.asarray([np.reshape(frame, (-1, 2)) for frame in pose], np.float32)
     except (TypeError, ValueError):
-        keypoints = np.empty(0)
-    if keypoints.ndim != 3:
         raise BadClip("pose is not frames x numbers")
     return np.where((keypoints == 0).all(-1, keepdims=True), np.nan, keypoints)
 
@@ -272,10 +273,20 @@ def prepare_chunk(path, rows, how):
     temporary = f"{path}.{os.getpid()}"
     with ArrowWriter(path=temporary, features=CLIP) as writer:
         for row in rows.with_format("numpy") if "pose" in rows.features else rows:
-            writer.write(prepare_clip(row, **how))
+            try:
+                writer.write(prepare_clip(row, **how))
+            except (OSError, HTTPError) as error:  # the hub's library has tried again by now, with growing pauses
+                reason = f"{error}".partition("\n")[0] or type(error).__name__
+                raise SystemExit(f"error: the poses cannot be read any more, but what was prepared stays: {reason}")
         writer.finalize()
     os.replace(temporary, path)
     return len(rows)
+
+
+def end_with_parent():
+    """In a process that prepares: leave Ctrl-C to the parent, and end when it ends, even by `kill -9`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def prepare(rows, contents, processes, how):
@@ -288,19 +299,23 @@ def prepare(rows, contents, processes, how):
     folder.mkdir(parents=True, exist_ok=True)
     stamp = [POINTS, FAR, sorted((name, value) for name, value in how.items() if name != "token")]
     stamp += [(file.st_size, file.st_mtime_ns) for file in map(os.stat, sorted(glob.glob(how["poses"])))]
-    chunks, missing = [], []
+    chunks, missing, pool = [], [], contextlib.nullcontext()
     for start in range(0, len(rows), CHUNK):
         part = range(start, min(start + CHUNK, len(rows)))
         name = hashlib.sha256(repr((stamp, contents[part.start:part.stop])).encode()).hexdigest()[:32]
         chunks.append(folder / f"{name}.arrow")
         if not chunks[-1].exists():
             missing.append((chunks[-1], rows.select(part), how))
-    pool = contextlib.nullcontext()
     if min(processes, len(missing)) > 1:  # spawned, since a fork takes over this process's threads and connections
-        pool = ProcessPoolExecutor(min(processes, len(missing)), get_context("spawn"))
+        pool = ProcessPoolExecutor(min(processes, len(missing)), get_context("spawn"), end_with_parent)
     with pool, tqdm(total=sum(len(job[1]) for job in missing), desc="preparing", unit=" clips", disable=None) as bar:
-        for done in getattr(pool, "map", map)(prepare_chunk, *zip(*missing)) if missing else ():
-            bar.update(done)
+        try:
+            for done in getattr(pool, "map", map)(prepare_chunk, *zip(*missing)) if missing else ():
+                bar.update(done)
+        except BaseException:
+            for process in active_children():
+                process.terminate()
+            raise
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in chunks])
 
 
@@ -333,8 +348,15 @@ def load_rows(dataset, config, token):
         return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, "sample data"
     try:
         found = datasets.load_dataset(dataset, config, token=token)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {str(error).splitlines()[0]}")
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, HTTPError) as error:
+        advice, cause = str(error).strip().splitlines()[0], error
+        while cause:  # the hub's answer, if there was one, is behind what `datasets` makes of it
+            status = getattr(getattr(cause, "response", None), "status_code", None)
+            advice = {401: "the hub refuses the access token; make a new one and set HF_TOKEN",
+                      403: f"accept its terms at https://huggingface.co/datasets/{dataset}, as the owner of the token",
+                      404: "the hub has no such data set, or the token may not see it"}.get(status, advice)
+            cause = cause.__cause__ or cause.__context__
+        raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {advice}")
     names = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"]}
     rows = {split: found[name] for split in names for name in names[split] if name in found}
     for split, table in rows.items():
@@ -349,17 +371,19 @@ def load_rows(dataset, config, token):
     return rows, dataset
 
 
-def load_clips(dataset, config, poses, validation_share, limits, max_gloss_len, processes, fps, max_frames, pose_dim):
-    """The data set -> {"train": ..., "validation": ...}: Datasets of usable CLIPs, at least `limits[split]` if there
-    are so many (0: all); and the data's name. Prints what there is and what was left out.
+def load_clips(settings):
+    """The data set -> {"train": ..., "validation": ...}: Datasets of usable CLIPs, and the data's name. Prints what
+    there is and what was left out. Raises SystemExit with one line where the data cannot be used.
     """
     token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or get_token()  # today's hub library does not read this variable
-    rows, name = load_rows(dataset, config, token)
+    dataset, poses = settings.DATASET, settings.POSES
+    rows, name = load_rows(dataset, settings.CONFIG, token)
     if glob.glob(poses) or os.path.isdir(dataset):
         poses = os.path.abspath(poses if glob.glob(poses) else os.path.join(dataset, poses))
     else:
         poses = f"hf://datasets/{dataset}/{poses}"
-    how = {"poses": poses, "token": token, "fps": fps, "max_frames": max_frames, "pose_dim": pose_dim}
+    how = {"poses": poses, "token": token, "fps": settings.FPS, "max_frames": settings.MAX_FRAMES,
+           "pose_dim": settings.POSE_DIM}
     has_uid, left_out, videos = "uid" in rows["train"].features, Counter(), {}
     for split, table in rows.items():  # videos[split]: the number of every row that is wanted -> its video
         videos[split], uids = {}, set()
@@ -375,29 +399,34 @@ def load_clips(dataset, config, poses, validation_share, limits, max_gloss_len, 
     if "validation" not in rows:
         origin = "split by video" if has_uid else "split by row, since there is no uid"
         rows["validation"], every = rows["train"], videos["train"]
-        chosen = split_by_video(every.values(), validation_share)
+        chosen = split_by_video(every.values(), settings.VALIDATION_SHARE)
         videos = {split: {i: video for i, video in every.items() if (video in chosen) == (split == "validation")}
                   for split in ("train", "validation")}
     clips = {}
-    for split in ("train", "validation"):
-        numbers = [list(videos[split])[i] for i in draw_subset(videos[split].values(), limits[split])]
+    for split, limit in [("train", settings.TRAIN_CLIPS), ("validation", settings.VALIDATION_CLIPS)]:
+        wanted = list(videos[split])
+        numbers = [wanted[i] for i in draw_subset(videos[split].values(), limit)]
         videos[split] = {videos[split][i] for i in numbers}
         table = rows[split].select(numbers)
         contents = ([(rows[split]._fingerprint, i) for i in numbers] if "pose" in table.features else
                     list(zip(table["uid"], table["gloss"])))
-        prepared = prepare(table, contents, processes, how)
-        left_out.update(filter(None, prepared["problem"]))
+        prepared = prepare(table, contents, settings.PROCESSES, how)
+        problems = Counter(filter(None, prepared["problem"]))
+        left_out += problems
         clips[split] = prepared.select([i for i, problem in enumerate(prepared["problem"]) if not problem])
-        if not len(clips[split]):
-            raise SystemExit(f"error: {name} has no usable {split} clip; left out: {dict(left_out)}")
+        if not len(clips[split]) or problems.total() > settings.MAX_BAD_SHARE * len(prepared):
+            reasons = ", ".join(f"{n} {reason}" for reason, n in problems.items())
+            raise SystemExit(f"error: only {len(clips[split])} of {len(prepared)} {split} clips can be used, less than "
+                             f"MAX_BAD_SHARE allows; something is wrong with the source: {reasons}")
     seconds = np.concatenate([clips[split]["seconds"] for split in clips])
-    cut = sum(len(split_glosses(gloss)) > max_gloss_len for split in clips for gloss in clips[split]["gloss"])
+    cut = sum(len(split_glosses(gloss)) > settings.MAX_GLOSS_LEN for split in clips for gloss in clips[split]["gloss"])
     both = f"{len(videos['train'] & videos['validation'])} videos in both" if has_uid else "no uid names the videos"
     print(f"data               {name}\n"
           f"  clips            {len(clips['train'])} train, {len(clips['validation'])} validation ({origin}; {both})\n"
           f"  left out         {', '.join(f'{n} {reason}' for reason, n in left_out.most_common()) or 'none'}\n"
-          f"  glosses cut      in {cut} sentences of more than {max_gloss_len}\n"
-          f"  clips resampled  {(np.round(seconds * fps) > max_frames).sum()} of more than {max_frames} frames")
+          f"  glosses cut      in {cut} sentences of more than {settings.MAX_GLOSS_LEN}\n"
+          f"  clips resampled  {sum(np.round(seconds * settings.FPS) > settings.MAX_FRAMES)} of more than "
+          f"{settings.MAX_FRAMES} frames")
     return clips, name
 
 
@@ -409,17 +438,16 @@ def sample_rows(n, seed):
     rest = np.tile([0.45, 1.3, 1.4, 0.3, 0.3, 0.3, 0.3, 0.3], (2, 1))  # of an arm: wrist, turn of the hand, five curls
     mouth, brow = [-.1, -.55, .1, -.55, 0, -.5, 0, -.58], [-.18, -.94, -.12, -.97, -.05, -.94]
     eye, mirror = [-.14, -.86, -.1, -.88, -.17, -.85, -.14, -.83, -.1, -.83, -.06, -.85], np.tile([-1, 1], 6)
-    face = np.concatenate([mouth, brow, brow * mirror[:6], eye, eye * mirror, [0, -.92]])
-    signs = {}
+    head = np.concatenate([[0, -.75, .1, -.86, -.1, -.86, .21, -.8, -.21, -.8], mouth, brow, brow * mirror[:6], eye,
+                           eye * mirror, [0, -.92]]).reshape(28, 2)
+    signs, rows = {}, []
     for i, word in enumerate(words):
-        rng = np.random.default_rng(i)
-        keys = np.tile(rest, (3, 1, 1))
+        rng, keys = np.random.default_rng(i), np.tile(rest, (3, 1, 1))
         keys[:, 1] = rng.uniform([-0.1, -0.5, -2.2] + [0] * 5, [0.7, 0.9, -0.6] + [1] * 5, (3, 8))
         if i % 3 == 0:  # a sign of both hands, which mirror each other
             keys[:, 0] = keys[:, 1]
         signs[word] = keys, rng.uniform(0.5, 0.9)
     rng, bend, finger = np.random.default_rng([seed, 1000]), np.linspace(0.25, 1, 4), np.arange(-2, 3)[:, None]
-    rows = []
     for _ in range(n):
         glosses = [words[i] for i in rng.integers(0, len(words), rng.integers(1, 5))]
         keys, pauses = [rest], [0]
@@ -439,10 +467,9 @@ def sample_rows(n, seed):
         turn, size = arms[..., 2, None, None] + 0.25 * finger + 0.5 * curl * bend, (0.34 - 0.04 * abs(finger)) * bend
         joints = np.stack([np.cos(turn), np.sin(turn)], -1) * (size * (1 - 0.5 * curl * bend))[..., None]
         hands = np.concatenate([wrist[:, :, None], wrist[:, :, None] + joints.reshape(len(at), 2, 20, 2)], 2)
-        head = np.array([0, -.75, .1, -.86, -.1, -.86, .21, -.8, -.21, -.8, *face]).reshape(28, 2)
-        head, sides = np.tile(head + rng.normal(0, 0.02, 2), (len(at), 1, 1)), np.array([[1, 1], [-1, 1]])
+        sides, heads = np.array([[1, 1], [-1, 1]]), np.tile(head + rng.normal(0, 0.02, 2), (len(at), 1, 1))
         hands, arms = hands * sides[:, None], np.stack([shoulder, elbow, wrist], 1) * sides
-        pose = np.concatenate([hands.reshape(-1, 42, 2), head[:, :5], arms.reshape(-1, 6, 2), head[:, 5:]], 1)
+        pose = np.concatenate([hands.reshape(-1, 42, 2), heads[:, :5], arms.reshape(-1, 6, 2), heads[:, 5:]], 1)
         pose += rng.normal(0, 0.004, pose.shape)
         lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight for a while
         pose[lost:lost + 8, 21:42] = np.nan
@@ -487,13 +514,13 @@ def collate(clips, tokens, pose_dim):
             "pose": nn.utils.rnn.pad_sequence(poses, batch_first=True, padding_value=math.nan)}  # (B, T, D)
 
 
-def make_loaders(clips, tokens, pose_dim, batch_size, workers, seed):
+def make_loaders(clips, tokens, settings, workers=0):
     """{split: clips} -> {split: loader}; the order of the training clips depends on the seed and the epoch alone."""
     loaders = {}
     for split, part in clips.items():
-        order = DistributedSampler(part, 1, 0, shuffle=split == "train", seed=seed)
-        loaders[split] = DataLoader(part.with_format("numpy"), batch_size, sampler=order, num_workers=workers,
-                                    collate_fn=functools.partial(collate, tokens=tokens, pose_dim=pose_dim),
+        order = DistributedSampler(part, 1, 0, shuffle=split == "train", seed=settings.SEED)
+        loaders[split] = DataLoader(part.with_format("numpy"), settings.BATCH_SIZE, sampler=order, num_workers=workers,
+                                    collate_fn=functools.partial(collate, tokens=tokens, pose_dim=settings.POSE_DIM),
                                     pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
     return loaders
 
@@ -521,10 +548,9 @@ def training_statistics(clips, pose_dim, min_count):
     kept = sorted(word for word, n in words.items() if n >= min_count)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>\n"
           f"  points unseen    {100 * (1 - count.sum() / frames / pose_dim):.1f} % in the training clips")
-    statistics = {"mean": mean, "deviation": np.where(deviation > 1e-4, deviation, 1), "seen": count > 0,
-                  "seconds_per_gloss": seconds / words.total()}
-    statistics = {name: torch.tensor(value, dtype=torch.float32) for name, value in statistics.items()}
-    return statistics, ["<pad>", "<unk>", *kept]
+    statistics = dict(mean=mean, deviation=np.where(deviation > 1e-4, deviation, 1), seen=count > 0,
+                      seconds_per_gloss=seconds / words.total())
+    return {name: torch.tensor(value).float() for name, value in statistics.items()}, ["<pad>", "<unk>", *kept]
 
 
 # ---- models: model(tokens, token_mask, n_frames=None) -> pose (B, max_frames, D), seconds (B,)
@@ -556,7 +582,7 @@ class PoseModel(nn.Module):
     of the time line, and a frame reads the encoder through a soft window around these stretches. No frame depends on
     another one's result, so all are decoded in one call. Subclasses give `encode` and `decode`.
     """
-    title, learning_rate, pretrained = "GRU", "gru", None
+    title, learning_rate = "GRU", "LR_GRU"
 
     def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout):
         super().__init__()
@@ -573,7 +599,7 @@ class PoseModel(nn.Module):
     def forward(self, tokens, token_mask, n_frames=None):
         """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
         states = self.encode(tokens, token_mask)  # (B, S, H)
-        # in mean glosses; log(e - 1) lets them begin at 1
+        # (B, S) in mean glosses; log(e - 1) lets them begin at 1
         durations = F.softplus(self.duration(states).squeeze(-1).float() + math.log(math.e - 1)) * token_mask
         seconds = durations.sum(1) * self.seconds_per_gloss
         if n_frames is None:
@@ -586,7 +612,7 @@ class PoseModel(nn.Module):
         return F.pad(pose * (step < n_frames)[..., None], (0, 0, 0, self.max_frames - longest)), seconds
 
     def place(self, states, token_mask, durations, time, phase):
-        """durations (B, S), time (T,), phase (B, T): 0 at a clip's first frame, 1 at its last -> queries (B, T, H)."""
+        """time (T,), phase (B, T): 0 at a clip's first frame, 1 at its last -> queries (B, T, H)."""
         ends = durations.cumsum(1)
         at = (phase.clamp(max=1) * ends[:, -1:])[..., None]
         starts, ends, softness = (ends - durations)[:, None], ends[:, None], self.log_softness.exp()
@@ -616,7 +642,7 @@ class GRUModel(PoseModel):
 
 class TransformerModel(PoseModel):
     """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
-    title, learning_rate = "Transformer", "transformer"
+    title, learning_rate = "Transformer", "LR_TRANSFORMER"
 
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
@@ -654,26 +680,29 @@ class BertModel(GRUModel):
 MODELS = {"gru": GRUModel, "transformer": TransformerModel, "bert": BertModel}
 
 
-def new_model(name, statistics, vocabulary, max_gloss_len, bert_name, **sizes):
+def new_model(name, statistics, vocabulary, settings):
     """-> a fresh model, its Tokens, and what a checkpoint needs to build both again. BERT's weights come from
-    `bert_name`, a hub id or a folder; SystemExit where there are none.
+    BERT_NAME; SystemExit where there are none.
     """
-    spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": max_gloss_len}
+    spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": settings.MAX_GLOSS_LEN}
+    args = {"embed_dim": settings.EMBED_DIM, "hidden_dim": settings.HIDDEN_DIM, "dropout": settings.DROPOUT,
+            "pose_dim": settings.POSE_DIM, "max_frames": settings.MAX_FRAMES, "fps": settings.FPS}
     if name == "bert":
         try:
-            pretrained = transformers.AutoModel.from_pretrained(bert_name)
-            spelling["tokenizer"] = transformers.AutoTokenizer.from_pretrained(bert_name).backend_tokenizer.to_str()
+            pretrained = transformers.AutoModel.from_pretrained(settings.BERT_NAME)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(settings.BERT_NAME)
         except (OSError, ValueError) as error:
-            raise SystemExit(f"error: no weights for BERT_NAME {bert_name!r}; set it to a hub id that can be reached "
-                             f"or to a folder with a model and its tokenizer ({str(error).splitlines()[0]})")
-        sizes["bert_config"] = pretrained.config.to_dict()
+            raise SystemExit(f"error: no weights for BERT_NAME {settings.BERT_NAME!r}; set it to a hub id that can be "
+                             f"reached or to a folder with a model and a tokenizer ({str(error).splitlines()[0]})")
+        spelling["tokenizer"] = tokenizer.backend_tokenizer.to_str()
+        args["bert_config"] = pretrained.config.to_dict()
     else:
-        sizes["vocabulary"] = len(vocabulary)
-    model = MODELS[name](**sizes)
+        args["vocabulary"] = len(vocabulary)
+    model = MODELS[name](**args)
     model.load_state_dict(statistics, strict=False)
     if name == "bert":
         model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)  # but for the pooler
-    return model, Tokens(**spelling), {"model": name, "model_args": sizes, "tokens": spelling}
+    return model, Tokens(**spelling), {"model": name, "model_args": args, "tokens": spelling}
 
 
 def save_checkpoint(path, contents):
@@ -694,9 +723,8 @@ def pose_difference(pose, target):
 
 
 def training_loss(model, batch, duration_weight):
-    """-> the loss, and its parts for the epoch's MSE: sum of squares and number of what was seen.
-
-    The loss is the masked MSE over the variance of the training poses, and the squared error of the log duration.
+    """-> the loss: masked MSE over the variance of the training poses, and the squared error of the log duration; and
+    the MSE's parts, the sum of squares and the number of what was seen.
     """
     pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
     difference, seen = pose_difference(pose, batch["pose"])
@@ -711,35 +739,44 @@ class Trainer:
     is evaluated and saved. The learning rates rise, then fall along half a cosine, over all `steps`.
     """
 
-    def __init__(self, model, rates, steps, warmup, average, grad_clip, duration_weight, precision=torch.float32):
-        self.model, self.averaged = model, copy.deepcopy(model).requires_grad_(False)
-        self.average, self.grad_clip, self.duration_weight = average, grad_clip, duration_weight
+    def __init__(self, model, steps, settings, precision=torch.float32):
+        self.model, self.averaged, self.settings = model, copy.deepcopy(model).requires_grad_(False), settings
         self.device, self.precision = model.mean.device, precision
-        pretrained = set(model.pretrained.parameters()) if model.pretrained else set()
+        pretrained = set(model.pretrained.parameters()) if hasattr(model, "pretrained") else set()
         fresh = [value for value in model.parameters() if value not in pretrained]
-        groups = [(fresh, rates[model.learning_rate])] + [(list(pretrained), rates["bert"])] * bool(pretrained)
+        rate = getattr(settings, model.learning_rate)
+        groups = [(fresh, rate)] + [(list(pretrained), settings.LR_BERT)] * bool(pretrained)
         self.optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups])
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, [rate for _, rate in groups], max(2, steps),
-                                                            pct_start=warmup, cycle_momentum=False)
+                                                            pct_start=settings.WARMUP, cycle_momentum=False)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
-    def train_epoch(self, loader, epoch, label):
+    def epoch(self, loaders, number):
+        """One epoch and its validation, reported by a line of fixed width -> the metrics."""
+        began, label = time.time(), f"{self.model.title} epoch {number}/{self.settings.EPOCHS}"
+        metrics = {"train_mse": self.train(loaders["train"], number, label),
+                   **evaluate(self.averaged, loaders["validation"], self.device), "seconds": time.time() - began}
+        print("{0:<23} train mse {train_mse:8.5f}   val mse {val_mse:8.5f}   mae {val_mae:7.5f}   motion {motion:5.2f}"
+              "   duration error {duration_error:5.2f} s   {seconds:6.1f} s".format(label, **metrics), flush=True)
+        return metrics
+
+    def train(self, loader, epoch, label):
         """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite."""
         self.model.train()
         loader.sampler.set_epoch(epoch)
         sums = torch.zeros(2, device=self.device, dtype=torch.float64)
         for batch in tqdm(batches(loader, self.device), label, len(loader), leave=False, disable=None):
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                loss, squares, count = training_loss(self.model, batch, self.duration_weight)
+                loss, squares, count = training_loss(self.model, batch, self.settings.DURATION_WEIGHT)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.GRAD_CLIP)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.schedule.step()
             step = self.schedule.last_epoch  # the average's memory grows with the steps, up to 1 / (1 - average)
-            follow = get_ema_multi_avg_fn(min(self.average, (1 + step) / (10 + step)))
+            follow = get_ema_multi_avg_fn(min(self.settings.AVERAGE, (1 + step) / (10 + step)))
             follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
             sums += torch.stack([squares, count]).double()
         if not sums.isfinite().all():
@@ -749,8 +786,8 @@ class Trainer:
 
 @torch.no_grad()
 def evaluate(model, loader, device):
-    """-> the metrics over real frames and seen points, at the real lengths: mse, mae and mean_pose_mse in (squared)
-    shoulder widths; motion, the path of the generated hands over that of the real ones; duration_error in seconds.
+    """-> the metrics over real frames and seen points, at the real lengths: val_mse, val_mae, mean_pose_mse in
+    (squared) shoulder widths; motion, the path of the generated hands over that of the real; duration_error, seconds.
     """
     model.eval()
     sums, clips = torch.zeros(7, device=device, dtype=torch.float64), 0
@@ -758,7 +795,7 @@ def evaluate(model, loader, device):
         pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
         difference, seen = pose_difference(pose, batch["pose"])
         at_mean, _ = pose_difference(model.mean.expand_as(pose), batch["pose"])
-        moving = [*HANDS, *WRISTS] if pose.shape[-1] == 2 * len(POINTS) else range(pose.shape[-1] // 2)
+        moving = HANDS_AND_WRISTS if pose.shape[-1] == 2 * len(POINTS) else range(pose.shape[-1] // 2)
         both = (seen[:, 1:] & seen[:, :-1])[..., ::2][..., moving]  # (B, T - 1, points): seen before and after the step
         steps = [x[:, :seen.shape[1]].unflatten(-1, (-1, 2))[:, :, moving].diff(dim=1).norm(dim=-1)
                  for x in (pose, batch["pose"])]
@@ -767,14 +804,8 @@ def evaluate(model, loader, device):
                              (seconds - batch["seconds"]).abs().sum()]).double()
         clips += len(seconds)
     squares, absolute, at_mean, count, generated, real, late = sums.tolist()
-    return {"mse": squares / count, "mae": absolute / count, "mean_pose_mse": at_mean / count,
+    return {"val_mse": squares / count, "val_mae": absolute / count, "mean_pose_mse": at_mean / count,
             "motion": generated / max(real, 1e-9), "duration_error": late / clips}
-
-
-def epoch_line(label, train_mse, metrics, seconds):
-    """One line of fixed width for an epoch."""
-    return (f"{label:<24} train mse {train_mse:9.5f}   val mse {metrics['mse']:9.5f}   mae {metrics['mae']:8.5f}   "
-            f"motion {metrics['motion']:5.2f}   duration error {metrics['duration_error']:6.2f} s   {seconds:7.1f} s")
 
 
 # ==== SHARED BLOCK: end
@@ -806,38 +837,25 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="The settings are in the file.")
     parser.add_argument("--model", choices=MODELS, required=True)
     name = parser.parse_args(argv).model
-    check_settings(globals())
+    settings = read_settings(globals())
     best_path, log_path = f"best_{name}.pt", f"log_{name}.csv"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = torch.float32
+    device, precision = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32
     if device.type == "cuda" and MIXED_PRECISION:
         precision = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    limits = {"train": TRAIN_CLIPS, "validation": VALIDATION_CLIPS}
-    clips, data = load_clips(DATASET, CONFIG, POSES, VALIDATION_SHARE, limits, MAX_GLOSS_LEN, PROCESSES, FPS,
-                             MAX_FRAMES, POSE_DIM)
+    clips, data = load_clips(settings)
     statistics, vocabulary = training_statistics(clips["train"], POSE_DIM, MIN_GLOSS_COUNT)
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(f"device             {hardware}, {precision}", flush=True)
     torch.manual_seed(SEED)
-    sizes = {"embed_dim": EMBED_DIM, "hidden_dim": HIDDEN_DIM, "dropout": DROPOUT, "pose_dim": POSE_DIM,
-             "max_frames": MAX_FRAMES, "fps": FPS}
-    model, tokens, built = new_model(name, statistics, vocabulary, MAX_GLOSS_LEN, BERT_NAME, **sizes)
-    model.to(device)
-    loaders = make_loaders(clips, tokens, POSE_DIM, BATCH_SIZE, LOADER_WORKERS, SEED)
-    rates = {"gru": LR_GRU, "transformer": LR_TRANSFORMER, "bert": LR_BERT}
-    steps = EPOCHS * len(loaders["train"])
-    trainer = Trainer(model, rates, steps, WARMUP, AVERAGE, GRAD_CLIP, DURATION_WEIGHT, precision)
-    log, best, started = [], {"mse": math.inf}, time.time()
+    model, tokens, built = new_model(name, statistics, vocabulary, settings)
+    loaders = make_loaders(clips, tokens, settings, LOADER_WORKERS)
+    trainer = Trainer(model.to(device), EPOCHS * len(loaders["train"]), settings, precision)
+    log, best, started = [], {"val_mse": math.inf}, time.time()
     for epoch in range(1, EPOCHS + 1):
-        began, label = time.time(), f"{name} epoch {epoch}/{EPOCHS}"
-        train_mse = trainer.train_epoch(loaders["train"], epoch, label)
-        metrics = evaluate(trainer.averaged, loaders["validation"], device)
-        seconds = time.time() - began
-        print(epoch_line(label, train_mse, metrics, seconds), flush=True)
-        log.append({"epoch": epoch, "train_mse": train_mse, **metrics, "lr": trainer.schedule.get_last_lr()[0],
-                    "seconds": seconds})
+        metrics = trainer.epoch(loaders, epoch)
+        log.append({"epoch": epoch, **metrics, "learning_rate": trainer.schedule.get_last_lr()[0]})
         write_log(log_path, log)
-        if metrics["mse"] < best["mse"]:
+        if metrics["val_mse"] < best["val_mse"]:
             best = {**metrics, "epoch": epoch}
             contents = {**built, "data": data, "metrics": best, "weights": trainer.averaged.state_dict()}
             save_checkpoint(best_path, contents)
@@ -847,15 +865,20 @@ def main(argv=None):
     model, _, _ = load_checkpoint(best_path, device)  # what is reported is what the file holds
     metrics = evaluate(model, loaders["validation"], device)
     closing = {"data": data, "model": name, "parameters": sum(value.numel() for value in model.parameters()),
-               "best_epoch": best["epoch"], "val_mse": f"{metrics['mse']:.5f}", "val_mae": f"{metrics['mae']:.5f}",
-               "mean_pose_mse": f"{metrics['mean_pose_mse']:.5f}", "motion": f"{metrics['motion']:.3f}",
-               "duration_error": f"{metrics['duration_error']:.3f}", "training_seconds": f"{seconds:.0f}"}
+               "best_epoch": best["epoch"], **{key: f"{value:.5f}" for key, value in metrics.items()},
+               "training_seconds": round(seconds)}
     if device.type == "cuda":
         closing["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
     print("\n" + "\n".join(f"{key}: {value}" for key, value in {**closing, "checkpoint": best_path}.items()))
-    if metrics["mse"] >= metrics["mean_pose_mse"]:
-        print("warning: the model is no better than the mean pose: it has learned nothing")
+    if metrics["val_mse"] >= metrics["mean_pose_mse"]:
+        print("warning: the model does not beat the mean pose, so it has learned nothing")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C; checkpoints and prepared clips stay", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:  # the disk is full, a folder cannot be written, ...
+        sys.exit(f"error: {error}")

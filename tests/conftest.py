@@ -7,8 +7,8 @@ from pathlib import Path
 HOME = tempfile.TemporaryDirectory(prefix="gloss-to-pose-tests-")
 for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
     os.environ.pop(name, None)
-os.environ.update(HF_HOME=HOME.name, HF_DATASETS_CACHE=f"{HOME.name}/datasets", HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="",
-                  OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
+os.environ.update(HF_HOME=HOME.name, HF_DATASETS_CACHE=f"{HOME.name}/datasets", HF_HUB_OFFLINE="1",
+                  CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
                   PYTHONDONTWRITEBYTECODE="1")
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -16,17 +16,22 @@ import transformers
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 
+import model_selection
+
 ROOT = Path(__file__).parents[1]
 
 # MediaPipe Holistic, in the order of its own documentation
-BODY = """NOSE LEFT_EYE_INNER LEFT_EYE LEFT_EYE_OUTER RIGHT_EYE_INNER RIGHT_EYE RIGHT_EYE_OUTER LEFT_EAR RIGHT_EAR MOUTH_LEFT
-    MOUTH_RIGHT LEFT_SHOULDER RIGHT_SHOULDER LEFT_ELBOW RIGHT_ELBOW LEFT_WRIST RIGHT_WRIST LEFT_PINKY RIGHT_PINKY LEFT_INDEX
-    RIGHT_INDEX LEFT_THUMB RIGHT_THUMB LEFT_HIP RIGHT_HIP LEFT_KNEE RIGHT_KNEE LEFT_ANKLE RIGHT_ANKLE LEFT_HEEL RIGHT_HEEL
-    LEFT_FOOT_INDEX RIGHT_FOOT_INDEX""".split()
-HAND = """WRIST THUMB_CMC THUMB_MCP THUMB_IP THUMB_TIP INDEX_FINGER_MCP INDEX_FINGER_PIP INDEX_FINGER_DIP INDEX_FINGER_TIP
-    MIDDLE_FINGER_MCP MIDDLE_FINGER_PIP MIDDLE_FINGER_DIP MIDDLE_FINGER_TIP RING_FINGER_MCP RING_FINGER_PIP RING_FINGER_DIP
-    RING_FINGER_TIP PINKY_MCP PINKY_PIP PINKY_DIP PINKY_TIP""".split()
-POSE, FACE, LEFT, RIGHT, WORLD = (f"{part}_LANDMARKS" for part in ("POSE", "FACE", "LEFT_HAND", "RIGHT_HAND", "POSE_WORLD"))
+BODY = """NOSE LEFT_EYE_INNER LEFT_EYE LEFT_EYE_OUTER RIGHT_EYE_INNER RIGHT_EYE RIGHT_EYE_OUTER LEFT_EAR
+    RIGHT_EAR MOUTH_LEFT MOUTH_RIGHT LEFT_SHOULDER RIGHT_SHOULDER LEFT_ELBOW RIGHT_ELBOW LEFT_WRIST
+    RIGHT_WRIST LEFT_PINKY RIGHT_PINKY LEFT_INDEX RIGHT_INDEX LEFT_THUMB RIGHT_THUMB LEFT_HIP
+    RIGHT_HIP LEFT_KNEE RIGHT_KNEE LEFT_ANKLE RIGHT_ANKLE LEFT_HEEL RIGHT_HEEL LEFT_FOOT_INDEX
+    RIGHT_FOOT_INDEX""".split()
+HAND = """WRIST THUMB_CMC THUMB_MCP THUMB_IP THUMB_TIP INDEX_FINGER_MCP INDEX_FINGER_PIP INDEX_FINGER_DIP
+    INDEX_FINGER_TIP MIDDLE_FINGER_MCP MIDDLE_FINGER_PIP MIDDLE_FINGER_DIP MIDDLE_FINGER_TIP
+    RING_FINGER_MCP RING_FINGER_PIP RING_FINGER_DIP RING_FINGER_TIP PINKY_MCP PINKY_PIP PINKY_DIP
+    PINKY_TIP""".split()
+PARTS = "POSE FACE LEFT_HAND RIGHT_HAND POSE_WORLD".split()
+POSE, FACE, LEFT, RIGHT, WORLD = (f"{part}_LANDMARKS" for part in PARTS)
 NAMES = {POSE: BODY, FACE: [str(i) for i in range(478)], LEFT: HAND, RIGHT: HAND, WORLD: BODY}
 LAYOUTS = {
     576: {POSE: 33, FACE: 468, LEFT: 21, RIGHT: 21, WORLD: 33},
@@ -37,8 +42,8 @@ LAYOUTS = {
 # The 76 points of DESIGN.md, by MediaPipe's numbers
 POINTS = [*((LEFT, HAND[i]) for i in range(21)), *((RIGHT, HAND[i]) for i in range(21)),
           *((POSE, BODY[i]) for i in (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16)),
-          *((FACE, str(i)) for i in (61, 291, 17, 0, 70, 105, 107, 300, 334, 336, 161, 158, 33, 163, 153, 133, 388, 385, 263,
-                                     390, 380, 362, 9))]
+          *((FACE, str(i)) for i in (61, 291, 17, 0, 70, 105, 107, 300, 334, 336, 161, 158, 33, 163, 153, 133, 388, 385,
+                                     263, 390, 380, 362, 9))]
 
 
 def positions(frames, seed=0):
@@ -80,7 +85,8 @@ def write_parts(folder, data, n):
     folder.mkdir(parents=True, exist_ok=True)
     size = -(-len(data) // n)
     for i in range(n):
-        (folder / f"iSign-poses_v1.1_part_a{chr(97 + i)}").write_bytes(data[i * size:(i + 1) * size])
+        letters = chr(97 + i // 26) + chr(97 + i % 26)
+        (folder / f"iSign-poses_v1.1_part_{letters}").write_bytes(data[i * size:(i + 1) * size])
     return str(folder / "iSign-poses_v1.1_part_*")
 
 
@@ -92,6 +98,14 @@ def write_isign(folder, rows, clips, parts=3):
     with open(folder / "iSign_v1.1.csv", "w", newline="") as file:
         csv.writer(file).writerows([("uid", "text"), *rows])
     return str(folder)
+
+
+def small(**changes):
+    """Settings for a tiny run, as `read_settings` gives them."""
+    settings = {name: getattr(model_selection, name) for name in vars(model_selection) if name.isupper()}
+    return SimpleNamespace(**{**settings, **dict(
+        CONFIG=None, VALIDATION_SHARE=0.3, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, MAX_BAD_SHARE=0.9, MAX_FRAMES=12,
+        PROCESSES=1, EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=12, WARMUP=0.1, SEED=7), **changes})
 
 
 def write_bert(folder):

@@ -9,12 +9,12 @@ import torch
 
 import model_selection as script
 import train_final_model as final
-from helpers import ROOT, write_bert
+from helpers import ROOT, small, write_bert
 
 FRAMES, D = 20, 8  # the last point is never seen
+CPU = torch.device("cpu")
 VOCABULARY = ["<pad>", "<unk>", "HELLO", "I", "YOU", "WANT", "GO", "SCHOOL"]
 SENTENCES, LENGTHS = ["hello", "I want go school you go", "go you"], [5, 20, 11]
-RATES = {"gru": 1e-3, "transformer": 5e-4, "bert": 2e-5}
 names = pytest.mark.parametrize("name", script.MODELS)
 
 
@@ -25,9 +25,9 @@ def statistics():
     return {key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}
 
 
-def build(name, bert, **sizes):
-    sizes = {"embed_dim": 16, "hidden_dim": 16, "dropout": 0.3, "pose_dim": D, "max_frames": FRAMES, "fps": 25, **sizes}
-    model, tokens, built = script.new_model(name, statistics(), VOCABULARY, 6, bert, **sizes)
+def build(name, bert, **changes):
+    settings = dict(DROPOUT=0.3, POSE_DIM=D, MAX_FRAMES=FRAMES, MAX_GLOSS_LEN=6, BERT_NAME=bert)
+    model, tokens, built = script.new_model(name, statistics(), VOCABULARY, small(**{**settings, **changes}))
     return model.eval(), tokens, built
 
 
@@ -72,9 +72,10 @@ def test_the_loss_is_the_mean_of_the_squares_of_what_was_seen_over_the_variance(
     model, tokens, _ = build("gru", bert)
     batch = script.collate(clips(), tokens, D)
     pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
-    squares = [(pose[i, :n].detach().numpy() - clip["pose"].reshape(n, D)) ** 2 for i, (clip, n) in enumerate(zip(clips(), LENGTHS))]
+    pose, seconds = pose.detach().numpy(), seconds.detach().numpy()
+    squares = [(mine[:n] - clip["pose"].reshape(n, D)) ** 2 for mine, clip, n in zip(pose, clips(), LENGTHS)]
     variance = (statistics()["deviation"][:-2] ** 2).mean().item()
-    late = (np.log(seconds.detach().numpy()) - np.log(np.array(LENGTHS) / 25)) ** 2
+    late = (np.log(seconds) - np.log(np.array(LENGTHS) / 25)) ** 2
     expected = np.nanmean(np.concatenate(squares)) / variance + 0.1 * late.mean()
     assert script.training_loss(model, batch, 0.1)[0].item() == pytest.approx(expected, rel=1e-4)
 
@@ -87,7 +88,8 @@ def test_what_was_never_seen_gives_no_nan(name, bert):
                   script.collate([unseen], tokens, D)):
         loss, *_ = script.training_loss(model, batch, 0.1)
         assert loss.isfinite() and gradient(model, loss).isfinite().all()
-    metrics = script.evaluate(model, [script.collate(clips(), tokens, D), script.collate([unseen], tokens, D)], torch.device("cpu"))
+    loader = [script.collate(part, tokens, D) for part in (clips(), [unseen])]
+    metrics = script.evaluate(model, loader, CPU)
     assert all(map(math.isfinite, metrics.values()))
 
 
@@ -139,7 +141,7 @@ def test_durations_are_positive_and_sum_to_the_seconds(name, bert, monkeypatch):
 
 @names
 def test_frames_read_the_glosses_in_their_order(name, bert, monkeypatch):
-    """With even durations and no context, the first frames depend on the first gloss, the last ones on the last gloss."""
+    """With even durations and no context, the first frames depend on the first gloss, the last on the last."""
     model, tokens, _ = build(name, bert)
     token_ids, mask = tokens(["hello", "I want go school"])
     states = model.encode(token_ids, mask).detach().requires_grad_()
@@ -169,7 +171,7 @@ def test_two_way_gru_begins_its_way_back_at_the_last_real_element():
     torch.testing.assert_close(gru(x, mask)[0, :4], gru(x[:1, :4], mask[:1, :4])[0])
     changed = x.clone()
     changed[0, 3] += 1
-    assert ((gru(changed, mask) - gru(x, mask))[0, :4, 4:].abs().amax(-1) > 1e-5).all()  # the last one reaches the first
+    assert ((gru(changed, mask) - gru(x, mask))[0, :4, 4:].abs().amax(-1) > 1e-5).all()  # it reaches the first
 
 
 def test_bert_takes_the_weights_of_its_folder(bert):
@@ -180,10 +182,11 @@ def test_bert_takes_the_weights_of_its_folder(bert):
     assert len(loaded) > 30 and all(torch.equal(value, own[key]) for key, value in loaded.items())
     ids, mask = tokens(["Hello, schools!"])  # [CLS] hello school ##s [SEP]
     assert ids.tolist() == [[2, 5, 10, 16, 3]] and mask.all()
-    groups = script.make_optimizer(model, RATES, 11, 0.1)[0].param_groups
+    groups = script.Trainer(model, 11, small()).optimizer.param_groups
     rate = {id(value): group["max_lr"] for group in groups for value in group["params"]}
     assert {rate[id(value)] for value in model.pretrained.parameters()} == {2e-5}
-    assert {rate[id(value)] for value in model.decoder.parameters()} == {1e-3} and len(rate) == len([*model.parameters()])
+    assert {rate[id(value)] for value in model.decoder.parameters()} == {1e-3}
+    assert len(rate) == len([*model.parameters()])
 
 
 # ---- training and metrics
@@ -209,13 +212,14 @@ def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
         target[rng.random((len(target), k)).repeat(2, 1) < 0.3] = np.nan
         target[:, -2:] = np.nan
     model = Fixed(torch.tensor(poses).float(), torch.tensor([1.0, 2, 3, 4]), torch.tensor(mean).float())
-    made = [{"gloss": str(i), "seconds": 2.5, "pose": target.ravel().astype(np.float32)} for i, target in enumerate(targets)]
-    loader = [script.collate(made[i:i + batch_size], script.Tokens(list("0123"), "", 5), 2 * k) for i in range(0, 4, batch_size)]
-    metrics = script.evaluate(model, loader, torch.device("cpu"))
+    made = [{"gloss": str(i), "seconds": 2.5, "pose": np.float32(target.ravel())} for i, target in enumerate(targets)]
+    tokens = script.Tokens(list("0123"), "", 5)
+    loader = [script.collate(made[i:i + batch_size], tokens, 2 * k) for i in range(0, 4, batch_size)]
+    metrics = script.evaluate(model, loader, CPU)
 
     difference = np.concatenate([pose[:n] - target for pose, n, target in zip(poses, lengths, targets)])
-    assert metrics["mse"] == pytest.approx(np.nanmean(difference**2), rel=1e-5)
-    assert metrics["mae"] == pytest.approx(np.nanmean(abs(difference)), rel=1e-5)
+    assert metrics["val_mse"] == pytest.approx(np.nanmean(difference**2), rel=1e-5)
+    assert metrics["val_mae"] == pytest.approx(np.nanmean(abs(difference)), rel=1e-5)
     assert metrics["mean_pose_mse"] == pytest.approx(np.nanmean((np.concatenate(targets) - mean) ** 2), rel=1e-5)
     assert metrics["duration_error"] == pytest.approx(np.mean([1.5, 0.5, 0.5, 1.5]))
     generated = real = 0
@@ -233,39 +237,55 @@ def table(sentences, lengths):
     return datasets.Dataset.from_list(clips(sentences, lengths), features=script.CLIP)
 
 
+def train(name, bert, **changes):
+    """-> the training MSE of every epoch, the trainer, and loaders {batch size: {split: loader}}."""
+    model, tokens, _ = build(name, bert, DROPOUT=0)
+    parts = {"train": table(SENTENCES * 4, LENGTHS * 4), "validation": table(SENTENCES, LENGTHS)}
+    loaders = {size: script.make_loaders(parts, tokens, small(POSE_DIM=D, BATCH_SIZE=size)) for size in (1, 4)}
+    trainer = script.Trainer(model, 36, small(**{"AVERAGE": 0.5, **changes}))
+    return [trainer.train(loaders[4]["train"], epoch, "epoch") for epoch in range(12)], trainer, loaders
+
+
 @names
 def test_training_lowers_the_loss_and_evaluation_does_not_depend_on_the_batch_size(name, bert):
-    model, tokens, _ = build(name, bert, dropout=0)
-    parts = {"train": table(SENTENCES * 4, LENGTHS * 4), "validation": table(SENTENCES, LENGTHS)}
-    loaders = script.make_loaders(parts, tokens, D, 4, 0, 7)
-    optimizer, schedule = script.make_optimizer(model, {key: 0.02 for key in script.MODELS}, 36, 0.1)
-    device, scaler = torch.device("cpu"), torch.amp.GradScaler("cpu", enabled=False)
-    losses = [script.train_epoch(model, loaders["train"], epoch, optimizer, schedule, scaler, device, torch.float32, 1.0, 0.1, "e")
-              for epoch in range(12)]
+    losses, trainer, loaders = train(name, bert, LR_GRU=0.02, LR_TRANSFORMER=0.02, LR_BERT=0.02)
     assert losses[-1] < 0.9 * losses[0]
-    one, all_at_once = (script.evaluate(model, script.make_loaders(parts, tokens, D, size, 0, 7)["validation"], device)
-                        for size in (1, 4))
-    assert one == pytest.approx(all_at_once, rel=1e-4)
+    one, four = (script.evaluate(trainer.averaged, loaders[size]["validation"], CPU) for size in (1, 4))
+    assert one == pytest.approx(four, rel=1e-4)
 
 
-@pytest.mark.parametrize("steps, warmup", [(20, 0.05), (10, 0.1), (40, 0.05), (7, 0), (2, 0.5), (1, 0), (1, 0.05)])
+@pytest.mark.parametrize("average", [0, 0.999])
+def test_what_is_evaluated_and_saved_is_the_average_of_the_weights(average):
+    _, trainer, _ = train("gru", None, AVERAGE=average)
+    apart = sum((a - b).norm() for a, b in zip(trainer.averaged.parameters(), trainer.model.parameters()))
+    assert (apart == 0) == (average == 0) and apart < 1
+    assert not any(value.requires_grad for value in trainer.averaged.parameters())
+
+
+def test_a_loss_that_is_not_finite_is_one_line(monkeypatch):
+    monkeypatch.setattr(script, "training_loss", lambda model, batch, weight: (
+        model.output.weight.sum() * math.inf, torch.tensor(math.inf), torch.tensor(1)))
+    with pytest.raises(SystemExit, match="^error: .+$"):
+        train("gru", None)
+
+
+@pytest.mark.parametrize("steps, warmup", [(20, 0.05), (10, 0.1), (40, 0.05), (7, 0.3), (2, 0.5), (1, 0.05)])
 def test_the_rate_rises_and_falls_to_0(steps, warmup):
-    optimizer, schedule = script.make_optimizer(build("gru", None)[0], RATES, steps, warmup)
-    rates = []
+    trainer, rates = script.Trainer(build("gru", None)[0], steps, small(WARMUP=warmup)), []
     for _ in range(steps):
-        rates.append(schedule.get_last_lr()[0])
-        optimizer.step()
-        schedule.step()
+        rates.append(trainer.schedule.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.schedule.step()
     top = rates.index(max(rates))
     assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True) and 0 < max(rates) <= 1e-3
-    assert steps < 7 or max(rates) > 9e-4 and schedule.get_last_lr()[0] < 1e-5
+    assert steps < 10 or max(rates) > 9e-4 and rates[-1] < 1e-4
 
 
-def test_the_order_of_training_depends_on_the_seed_and_the_epoch_alone():
+def test_the_order_of_training_depends_on_the_seed_and_the_epoch_alone(monkeypatch):
     parts = {"train": table(["hello"] * 30, range(1, 31)), "validation": table(["hello"] * 5, range(1, 6))}
 
     def order(split, seed, epoch):
-        loader = script.make_loaders(parts, script.Tokens(VOCABULARY, "", 6), D, 4, 0, seed)[split]
+        loader = script.make_loaders(parts, script.Tokens(VOCABULARY, "", 6), small(POSE_DIM=D, SEED=seed))[split]
         loader.sampler.set_epoch(epoch)
         torch.rand(seed + epoch)
         return [n for batch in loader for n in batch["n_frames"].tolist()]
@@ -273,23 +293,19 @@ def test_the_order_of_training_depends_on_the_seed_and_the_epoch_alone():
     assert order("train", 0, 1) == order("train", 0, 1) and sorted(order("train", 0, 1)) == list(range(1, 31))
     assert order("train", 0, 1) != order("train", 0, 2) and order("train", 0, 1) != order("train", 1, 1)
     assert order("validation", 0, 1) == order("validation", 3, 4) == [1, 2, 3, 4, 5]
-
-
-def test_a_loss_that_is_not_finite_is_one_line(bert):
-    model, tokens, _ = build("gru", bert)
-    loader = script.make_loaders({"train": table(SENTENCES, LENGTHS)}, tokens, D, 4, 0, 0)["train"]
-    optimizer, schedule = script.make_optimizer(model, RATES, 4, 0.1)
-    with torch.no_grad():
-        model.output.weight.fill_(1e30)
-    with pytest.raises(SystemExit, match="^error: .+$"):
-        script.train_epoch(model, loader, 1, optimizer, schedule, torch.amp.GradScaler("cpu", enabled=False), torch.device("cpu"),
-                           torch.float32, 1.0, 0.1, "gru epoch 1/1")
+    seen, training_loss = [], script.training_loss
+    monkeypatch.setattr(script, "training_loss", lambda model, batch, weight: seen.extend(batch["n_frames"].tolist()) or
+                        training_loss(model, batch, weight))
+    train("gru", None)
+    assert seen[:12] != seen[12:24] and sorted(seen[:12]) == sorted(seen[12:24])
 
 
 # ---- checkpoints
 
 LOAD = """
-import sys, torch, train_final_model as final
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import train_final_model as final
 poses = {}
 for name in ("gru", "transformer", "bert"):
     model, tokens, contents = final.load_checkpoint(f"{name}.pt", torch.device("cpu"))
@@ -309,7 +325,7 @@ def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tmp_path):
         torch.load(f"{name}.pt", weights_only=True)
     (tmp_path / "bert").rename(tmp_path / "elsewhere")
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["bert.pt", "gru.pt", "transformer.pt"]
-    subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}){LOAD}"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", LOAD, ROOT], cwd=tmp_path, check=True)
     loaded = torch.load("loaded.pt")
     for name, (pose, seconds, note) in poses.items():
         assert pose.abs().max() > 0.1 and loaded[name][2] == note
@@ -324,10 +340,10 @@ class Code:
 @pytest.mark.parametrize("contents", ["none", "cut", "text", "foreign", "other weights", "code"])
 def test_a_file_that_is_no_checkpoint_is_one_line_and_runs_no_code(contents, tmp_path, bert):
     path = tmp_path / "best_gru.pt"
-    model, _, built = build("gru", bert)
+    built = build("gru", bert)[2]
     if contents in ("cut", "other weights", "code"):
-        weights = build("gru", bert, hidden_dim=8)[0].state_dict() if contents == "other weights" else model.state_dict()
-        torch.save({**built, "weights": weights, **({"note": Code()} if contents == "code" else {})}, path)
+        other = build("gru", bert, HIDDEN_DIM=8 if contents == "other weights" else 16)[0]
+        torch.save({**built, "weights": other.state_dict(), **({"note": Code()} if contents == "code" else {})}, path)
     if contents == "cut":
         path.write_bytes(path.read_bytes()[:-2000])
     elif contents == "text":
@@ -335,7 +351,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line_and_runs_no_code(contents, tmp
     elif contents == "foreign":
         torch.save({"state_dict": {}}, path)
     with pytest.raises(SystemExit, match="^error: .*best_gru.pt.*$"):
-        final.load_checkpoint(str(path), torch.device("cpu"))
+        final.load_checkpoint(str(path), CPU)
     assert not (tmp_path / "executed").exists()
 
 

@@ -11,6 +11,7 @@ import train_final_model
 from helpers import ROOT, edited, pose_bytes, positions, run, write_isign
 
 TINY = dict(EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=2, TRAIN_CLIPS=24, VALIDATION_CLIPS=8, MAX_FRAMES=24, PROCESSES=1)
+FINAL = {**TINY, "EPOCHS": 3, "DATASET": "sample"}
 EPOCH = r"^(\w+) epoch (\d+)/(\d+) +train mse +([\d.]+) +val mse +([\d.]+) +mae +([\d.]+) .*?(?= +[\d.]+ s$)"
 SCRIPTS = {"model_selection": (model_selection, []), "train_final_model": (train_final_model, ["--model", "gru"])}
 scripts = pytest.mark.parametrize("name", SCRIPTS)
@@ -35,8 +36,8 @@ def selection(tmp_path_factory, bert):
 def final(tmp_path_factory, bert):
     """{model: its run}; the GRU's batches are made by other processes."""
     def train(name):
-        return run(tmp_path_factory.mktemp(name), "train_final_model.py", "--model", name, BERT_NAME=bert, DATASET="sample",
-                   **{**TINY, "EPOCHS": 3}, LOADER_WORKERS=2 if name == "gru" else 0)
+        return run(tmp_path_factory.mktemp(name), "train_final_model.py", "--model", name, BERT_NAME=bert,
+                   LOADER_WORKERS=2 if name == "gru" else 0, **FINAL)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(train_final_model.MODELS, pool.map(train, train_final_model.MODELS)))
@@ -53,17 +54,17 @@ def test_the_selection_ends_with_the_results(selection):
     assert all(re.fullmatch(r"\d+\.\d{4}", value) for value in shown.values())
     lowest = {model: min(float(match[5]) for match in matches) for model, matches in found.items()}
     for title, model in (("BERT", "bert"), ("GRU", "gru"), ("Transformer", "transformer")):
-        assert float(shown[title]) == pytest.approx(lowest[model], abs=6e-5) and len(found[model]) == 2
+        assert float(shown[title]) == pytest.approx(lowest[title], abs=6e-5) and len(found[title]) == 2
         contents = torch.load(selection.folder / f"selection_{model}.pt", weights_only=True)
-        assert contents["metrics"]["mse"] == pytest.approx(lowest[model], abs=6e-6)
+        assert contents["metrics"]["val_mse"] == pytest.approx(lowest[title], abs=6e-6)
         assert contents["metrics"]["mean_pose_mse"] == pytest.approx(float(shown["Mean pose"]), abs=6e-5)
-    assert lines[-1] == f"Next: python train_final_model.py --model {min(lowest, key=lowest.get)}"
+    assert lines[-1] == f"Next: python train_final_model.py --model {min(lowest, key=lowest.get).lower()}"
 
 
 def test_two_runs_with_one_seed_print_the_same_numbers(selection, tmp_path):
     again = run(tmp_path, "model_selection.py", **TINY, CANDIDATES=["gru", "transformer"])
     first, second = epochs(selection.out), epochs(again.out)
-    assert list(second) == ["gru", "transformer"] and again.code == 0
+    assert list(second) == ["GRU", "Transformer"] and again.code == 0
     for model, matches in second.items():
         assert [match[0] for match in matches] == [match[0] for match in first[model]]
 
@@ -72,27 +73,29 @@ def test_two_runs_with_one_seed_print_the_same_numbers(selection, tmp_path):
 def test_the_final_run_reports_its_best_epoch(final, name):
     done = final[name]
     assert done.code == 0, done.err
-    closing = dict(line.split(": ") for line in done.out.split("\n\n")[-1].splitlines() if not line.startswith("warning"))
-    assert {"model", "parameters", "best_epoch", "val_mse", "val_mae", "mean_pose_mse", "training_seconds", "checkpoint"} <= set(closing)
+    closing = dict(line.split(": ") for line in done.out.split("\n\n")[-1].splitlines() if "warning" not in line)
+    assert {"parameters", "best_epoch", "val_mse", "val_mae", "mean_pose_mse", "training_seconds"} <= set(closing)
     assert closing["model"] == name and closing["data"] == "sample data" and closing["checkpoint"] == f"best_{name}.pt"
     with open(done.folder / f"log_{name}.csv", newline="") as file:
         log = list(csv.DictReader(file))
-    matches = epochs(done.out)[name]
+    matches, = epochs(done.out).values()
     assert [line["epoch"] for line in log] == [match[2] for match in matches] == ["1", "2", "3"]
     for line, match in zip(log, matches):
-        assert [float(match[i]) for i in (4, 5, 6)] == pytest.approx([float(line[key]) for key in ("train_mse", "mse", "mae")], abs=1e-5)
-    best = min(log, key=lambda line: float(line["mse"]))
+        for i, key in enumerate(("train_mse", "val_mse", "val_mae")):
+            assert float(match[4 + i]) == pytest.approx(float(line[key]), abs=1e-5)
+    best = min(log, key=lambda line: float(line["val_mse"]))
     assert closing["best_epoch"] == best["epoch"]
-    for key, column in (("val_mse", "mse"), ("val_mae", "mae"), ("mean_pose_mse", "mean_pose_mse")):
-        assert float(closing[key]) == pytest.approx(float(best[column]), abs=2e-5)
+    for key in ("val_mse", "val_mae", "mean_pose_mse"):
+        assert float(closing[key]) == pytest.approx(float(best[key]), abs=2e-5)
     model, _, contents = train_final_model.load_checkpoint(done.folder / f"best_{name}.pt", torch.device("cpu"))
     assert contents["metrics"]["epoch"] == int(best["epoch"])
     assert sum(value.numel() for value in model.parameters()) == int(closing["parameters"])
 
 
 def test_two_final_runs_with_one_seed_print_the_same_numbers(final, tmp_path):
-    again = run(tmp_path, "train_final_model.py", "--model", "gru", **{**TINY, "EPOCHS": 3}, DATASET="sample", LOADER_WORKERS=2)
-    assert [match[0] for match in epochs(again.out)["gru"]] == [match[0] for match in epochs(final["gru"].out)["gru"]]
+    again = run(tmp_path, "train_final_model.py", "--model", "gru", LOADER_WORKERS=2, **FINAL)
+    first, second = (epochs(done.out)["GRU"] for done in (final["gru"], again))
+    assert [match[0] for match in first] == [match[0] for match in second]
 
 
 def test_output_to_a_file_is_readable(selection, final):
@@ -106,7 +109,7 @@ def test_output_to_a_file_is_readable(selection, final):
 # ---- in this process, for speed: `main` with changed settings
 
 @pytest.fixture
-def small(monkeypatch):
+def tiny(monkeypatch):
     """Both scripts with tiny settings, on a tiny sample."""
     for module, _ in SCRIPTS.values():
         sample_rows = module.sample_rows
@@ -123,38 +126,39 @@ def start(name):
 
 
 @scripts
-@pytest.mark.parametrize("errors, stopped, best", [([3, 2, 4, 5, 1, 1], 4, 2), ([3, 2, 2.5, 1, 2, 2], 6, 4), ([1, 2, 3, 4, 5, 6], 3, 1),
-                                                   ([6, 5, 4, 3, 2, 1], 6, 6), ([2, 2, 2, 1, 1, 1], 3, 1)])
-def test_early_stopping_keeps_the_best_epoch(name, errors, stopped, best, small, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("errors, stopped, best", [
+    ([3, 2, 4, 5, 1, 1], 4, 2), ([3, 2, 2.5, 1, 2, 2], 6, 4), ([6, 5, 4, 3, 2, 1], 6, 6), ([2, 2, 2, 1, 1, 1], 3, 1)])
+def test_early_stopping_keeps_the_best_epoch(name, errors, stopped, best, tiny, monkeypatch, capsys, tmp_path):
     module, _ = SCRIPTS[name]
 
-    def train_epoch(model, loader, epoch, *rest):
-        model.mean.fill_(epoch)  # which marks the checkpoint
+    def train(trainer, loader, epoch, label):
+        trainer.averaged.mean.fill_(epoch)  # which marks the checkpoint
         return 0.5
 
-    monkeypatch.setattr(module, "train_epoch", train_epoch)
+    monkeypatch.setattr(module.Trainer, "train", train)
     monkeypatch.setattr(module, "evaluate", lambda model, *rest: {
-        "mse": float(errors[int(model.mean[0]) - 1]), "mae": 1.0, "mean_pose_mse": 9.0, "motion": 1.0, "duration_error": 0.0})
+        "val_mse": float(errors[int(model.mean[0]) - 1]), "val_mae": 1.0, "mean_pose_mse": 9.0, "motion": 1.0,
+        "duration_error": 0.0})
     monkeypatch.setattr(module, "EPOCHS", 6)
     monkeypatch.setattr(module, "PATIENCE", 2)
     start(name)
     out = capsys.readouterr().out
-    assert len(epochs(out)["gru"]) == stopped
+    assert len(epochs(out)["GRU"]) == stopped
     assert f"GRU: {errors[best - 1]:.4f}" in out or f"best_epoch: {best}\nval_mse: {errors[best - 1]:.5f}" in out
     path, = tmp_path.glob("*.pt")
     assert torch.load(path, weights_only=True)["weights"]["mean"].eq(best).all() and not [*tmp_path.glob("*.tmp")]
 
 
-WRONG = [dict(MAX_FRAMES=0), dict(EPOCHS="x"), dict(EPOCHS=0), dict(BATCH_SIZE=2.5), dict(POSE_DIM=151), dict(POSE_DIM=150),
-         dict(LR_GRU=-1), dict(DROPOUT=1.5), dict(VALIDATION_SHARE=0), dict(FPS=0), dict(PATIENCE=None), dict(GRAD_CLIP=float("nan")),
+WRONG = [dict(MAX_FRAMES=0), dict(EPOCHS="x"), dict(BATCH_SIZE=2.5), dict(POSE_DIM=151), dict(POSE_DIM=150),
+         dict(LR_GRU=-1), dict(DROPOUT=1.5), dict(FPS=0), dict(PATIENCE=None), dict(GRAD_CLIP=float("nan")),
          dict(DATASET="no/such/folder/here"), dict(DATASET="./nothing"), dict(CONFIG="nope", DATASET="isign"),
-         dict(POSES="nothing_*", DATASET="isign"), dict(BERT_NAME="./nothing"), dict(CANDIDATES=["gru", "lstm"]), dict(CANDIDATES=[]),
-         dict(CANDIDATES="gru")]
+         dict(POSES="nothing_*", DATASET="isign"), dict(BERT_NAME="./nothing"), dict(CANDIDATES=["gru", "lstm"]),
+         dict(CANDIDATES=[]), dict(CANDIDATES="gru"), dict(CANDIDATES=None)]
 
 
 @scripts
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: " ".join(f"{key}={value}" for key, value in wrong.items()))
-def test_a_setting_that_makes_no_sense_is_one_line(name, wrong, small, monkeypatch, tmp_path):
+def test_a_setting_that_makes_no_sense_is_one_line(name, wrong, tiny, monkeypatch, tmp_path):
     if name == "train_final_model" and "CANDIDATES" in wrong:
         pytest.skip("not a setting of this script")
     module, arguments = SCRIPTS[name]
@@ -185,9 +189,9 @@ def test_an_unknown_model_is_refused(capsys):
 
 
 def test_the_settings_that_users_know_have_their_defaults():
-    common = dict(MAX_GLOSS_LEN=16, MAX_FRAMES=96, POSE_DIM=152, EMBED_DIM=256, HIDDEN_DIM=512, BATCH_SIZE=8, LR_GRU=1e-3,
-                  LR_TRANSFORMER=5e-4, LR_BERT=2e-5, DATASET="Exploration-Lab/iSign", CONFIG="iSign_v1.1")
+    common = dict(MAX_GLOSS_LEN=16, MAX_FRAMES=96, POSE_DIM=152, EMBED_DIM=256, HIDDEN_DIM=512, BATCH_SIZE=8,
+                  LR_GRU=1e-3, LR_TRANSFORMER=5e-4, LR_BERT=2e-5, DATASET="Exploration-Lab/iSign", CONFIG="iSign_v1.1")
     for module, settings in ((model_selection, common), (train_final_model, {**common, "EPOCHS": 60, "PATIENCE": 8})):
         assert {name: getattr(module, name) for name in settings} == settings
         source = (ROOT / f"{module.__name__}.py").read_text("utf8")
-        assert edited(source, **settings).count("\n") == source.count("\n")  # every one is a constant above the shared block
+        assert edited(source, **settings).count("\n") == source.count("\n")  # all are above the shared block

@@ -1,0 +1,106 @@
+"""iSign's layout behind a gate: the real client against a hub on localhost. What is read, kept, tried again and said."""
+import os
+import zipfile
+
+import pytest
+
+from helpers import pose_bytes, positions, run, write_isign
+from hub import Hub
+
+TINY = dict(CANDIDATES=["gru"], EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=1, MAX_FRAMES=24, MIN_GLOSS_COUNT=1)
+TOKEN = "hf_thisIsTheSecretToken"
+UIDS = [f"{video:012x}-{clip}" for video in range(10) for clip in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """{path: bytes} of the data set, and {uid: compressed size of its member}."""
+    folder = tmp_path_factory.mktemp("isign")
+    clips = {uid: pose_bytes(positions(12, seed), 576) for seed, uid in enumerate(UIDS)}
+    write_isign(folder, [(uid, f"hello word {uid[-1]}") for uid in UIDS], clips, parts=4)
+    parts = b"".join(path.read_bytes() for path in sorted(folder.glob("*part*")))
+    (folder / "whole.zip").write_bytes(parts)
+    with zipfile.ZipFile(folder / "whole.zip") as archive:
+        sizes = {info.filename[-19:-5]: info.compress_size for info in archive.infolist()}
+    (folder / "whole.zip").unlink()
+    return {path.name: path.read_bytes() for path in folder.iterdir()}, sizes
+
+
+@pytest.fixture
+def hub(files, tmp_path, monkeypatch):
+    with Hub("Exploration-Lab/iSign", files[0], {TOKEN: None, "hf_noTerms": 403}) as hub:
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
+                            "HF_DATASETS_CACHE": str(tmp_path / "home/datasets"), "HUGGINGFACE_HUB_TOKEN": TOKEN}.items():
+            monkeypatch.setenv(name, value)
+        yield hub
+
+
+def poses_read(hub):
+    """Bytes of the archive that were sent."""
+    return sum(size for name, _, size in hub.ranges if "part" in name)
+
+
+def results(out):
+    return out[out.index("FINAL RESULTS"):]
+
+
+def test_reads_each_clip_once_keeps_little_and_tries_again(hub, files, tmp_path, monkeypatch):
+    hub.faults += [None, None, None, None, 503, None, "cut", None, None, "cut"]
+    first = run(tmp_path / "first", "model_selection.py", **TINY)
+    assert first.code == 0, first.err
+    assert hub.faults == [] and "NO ACCESS TOKEN" not in first.out
+    directory = 30 * 200  # bytes, at most, of the entries of 30 members
+    assert poses_read(hub) <= 1.3 * sum(files[1].values()) + directory
+    kept = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert not [path for path in kept if "part" in path.name]
+    prepared = [path for path in kept if path.suffix == ".arrow" and "gloss_to_pose" in str(path)]
+    assert prepared and sum(path.stat().st_size for path in prepared) <= 60_000 * len(UIDS)
+
+    hub.ranges.clear()
+    second = run(tmp_path / "second", "model_selection.py", **{**TINY, "BATCH_SIZE": 4})
+    assert second.code == 0 and hub.ranges == []
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = run(tmp_path / "offline", "model_selection.py", **TINY)
+    assert offline.code == 0, offline.err
+    assert results(offline.out) == results(first.out)
+
+    for told in (first, second, offline):
+        assert TOKEN not in told.out + told.err
+    written = kept + [path for path in tmp_path.rglob("*.pt")]
+    assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+def test_a_subset_reads_its_own_clips_alone(hub, files, tmp_path):
+    some = run(tmp_path / "some", "model_selection.py", TRAIN_CLIPS=4, VALIDATION_CLIPS=1, **TINY)
+    assert some.code == 0, some.err
+    assert "6 train, 3 validation" in some.out  # whole videos of three clips
+    assert poses_read(hub) <= 1.3 * 9 * max(files[1].values()) + 30 * 200
+
+
+def test_a_hub_that_stays_away_ends_the_run_with_one_line(hub, tmp_path):
+    hub.faults += [None] * 6 + [503] * 1000
+    result = run(tmp_path / "run", "model_selection.py", **TINY)
+    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert result.code == 1 and len(lines) == 1 and "what was prepared stays: Server error .503" in lines[0]
+    assert "Traceback" not in result.err and TOKEN not in result.out + result.err
+
+
+@pytest.mark.parametrize("token, changes, said", [
+    ("hf_wrong", {}, "refuses the access token"),
+    ("hf_noTerms", {}, "accept its terms at https://huggingface.co/datasets/Exploration-Lab/iSign"),
+    (TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "no such data set"),
+    (TOKEN, {"POSES": "nothing_part_*"}, "no poses at hf://datasets/Exploration-Lab/iSign/nothing_part_*"),
+])
+def test_access_that_is_missing_gets_its_own_line(hub, tmp_path, monkeypatch, token, changes, said):
+    monkeypatch.setenv("HUGGINGFACE_HUB_TOKEN", token)
+    result = run(tmp_path / "run", "model_selection.py", **TINY, **changes)
+    assert result.code == 1 and result.err.count("error: ") == 1 and said in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err and token not in result.out + result.err
+
+
+def test_no_network_is_said_in_one_line(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run(tmp_path / "run", "model_selection.py", **TINY)
+    assert result.code == 1 and "Traceback" not in result.err
+    assert result.err.splitlines()[-1].startswith("error: cannot load DATASET 'Exploration-Lab/iSign'")
+    assert os.environ["HUGGINGFACE_HUB_TOKEN"] not in result.err
