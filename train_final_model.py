@@ -112,7 +112,7 @@ def read_settings(script):
     settings = {name: value for name, value in script.items() if name.isupper()}
     whole = dict(MAX_FRAMES=1, POSE_DIM=2, MAX_GLOSS_LEN=1, MIN_GLOSS_COUNT=1, PROCESSES=1, EMBED_DIM=4, HIDDEN_DIM=2,
                  EPOCHS=1, PATIENCE=1, BATCH_SIZE=1, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, SEED=0, LOADER_WORKERS=0)
-    share = dict(VALIDATION_SHARE=(0.001, 0.9), MAX_BAD_SHARE=(0, 1), DROPOUT=(0, 0.9), WARMUP=(0.001, 0.9),
+    share = dict(VALIDATION_SHARE=(0.001, 0.9), MAX_BAD_SHARE=(0, 1), DROPOUT=(0, 0.9), WARMUP=(0, 0.9),
                  AVERAGE=(0, 0.99999), LR_GRU=(0, 1), LR_TRANSFORMER=(0, 1), LR_BERT=(0, 1), FPS=(1, 1000),
                  GRAD_CLIP=(0.0001, math.inf), DURATION_WEIGHT=(0, math.inf))
     for name in settings.keys() & (whole.keys() | share.keys()):
@@ -181,7 +181,9 @@ def open_poses(url, token):
         parts = JoinedParts(fs, paths)
         try:
             archive = zipfile.ZipFile(parts)
-        except zipfile.BadZipFile as error:
+            if min(info.header_offset for info in archive.infolist()) < 0:
+                raise zipfile.BadZipFile("it begins before the first part")
+        except (zipfile.BadZipFile, ValueError) as error:
             raise SystemExit(f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?")
         files = {Path(info.filename).stem: info for info in archive.infolist() if info.filename.endswith(".pose")}
 
@@ -235,7 +237,7 @@ def read_keypoints(data):
 def row_keypoints(pose):
     """A row's `pose` (frames, D), NaN or an exact (0, 0) = not seen -> keypoints (frames, K, 2)."""
     try:
-        keypoints = np.asarray([np.reshape(frame, (-1, 2)) for frame in pose], np.float32)
+        keypoints = np.asarray([np.asarray(frame) for frame in pose], np.float32).reshape(len(pose), -1, 2)
     except (TypeError, ValueError):
         raise BadClip("pose is not frames x numbers")
     return np.where((keypoints == 0).all(-1, keepdims=True), np.nan, keypoints)
@@ -312,7 +314,7 @@ def prepare(rows, contents, processes, how):
         try:
             for done in getattr(pool, "map", map)(prepare_chunk, *zip(*missing)) if missing else ():
                 bar.update(done)
-        except BaseException:
+        except KeyboardInterrupt:
             for process in active_children():
                 process.terminate()
             raise
@@ -349,13 +351,12 @@ def load_rows(dataset, config, token):
     try:
         found = datasets.load_dataset(dataset, config, token=token)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, HTTPError) as error:
-        advice, cause = str(error).strip().splitlines()[0], error
-        while cause:  # the hub's answer, if there was one, is behind what `datasets` makes of it
-            status = getattr(getattr(cause, "response", None), "status_code", None)
-            advice = {401: "the hub refuses the access token; make a new one and set HF_TOKEN",
-                      403: f"accept its terms at https://huggingface.co/datasets/{dataset}, as the owner of the token",
-                      404: "the hub has no such data set, or the token may not see it"}.get(status, advice)
-            cause = cause.__cause__ or cause.__context__
+        text = str(error).strip()
+        advice = {"401 ": "the hub refuses the access token; make a new one and set HF_TOKEN",
+                  "gated": f"accept its terms at https://huggingface.co/datasets/{dataset}, as the owner of the token",
+                  "doesn't exist on the Hub": "the hub has no such data set, or the token may not see it",
+                  "404 ": "the hub has no such data set, or the token may not see it"}
+        advice = next((line for sign, line in advice.items() if sign in text), text.splitlines()[0])
         raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {advice}")
     names = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"]}
     rows = {split: found[name] for split in names for name in names[split] if name in found}
@@ -521,6 +522,7 @@ def make_loaders(clips, tokens, settings, workers=0):
         order = DistributedSampler(part, 1, 0, shuffle=split == "train", seed=settings.SEED)
         loaders[split] = DataLoader(part.with_format("numpy"), settings.BATCH_SIZE, sampler=order, num_workers=workers,
                                     collate_fn=functools.partial(collate, tokens=tokens, pose_dim=settings.POSE_DIM),
+                                    generator=torch.Generator(),  # so that it leaves the seeded one alone
                                     pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
     return loaders
 
@@ -744,11 +746,12 @@ class Trainer:
         self.device, self.precision = model.mean.device, precision
         pretrained = set(model.pretrained.parameters()) if hasattr(model, "pretrained") else set()
         fresh = [value for value in model.parameters() if value not in pretrained]
-        rate = getattr(settings, model.learning_rate)
-        groups = [(fresh, rate)] + [(list(pretrained), settings.LR_BERT)] * bool(pretrained)
-        self.optimizer = torch.optim.AdamW([{"params": values, "lr": rate} for values, rate in groups])
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, [rate for _, rate in groups], max(2, steps),
-                                                            pct_start=settings.WARMUP, cycle_momentum=False)
+        groups = [{"params": fresh, "lr": getattr(settings, model.learning_rate)}]
+        groups += [{"params": list(pretrained), "lr": settings.LR_BERT}] * bool(pretrained)
+        self.optimizer = torch.optim.AdamW(groups)
+        rise = max(1, settings.WARMUP * steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
+            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
     def epoch(self, loaders, number):

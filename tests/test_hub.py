@@ -81,7 +81,7 @@ def test_a_hub_that_stays_away_ends_the_run_with_one_line(hub, tmp_path):
     hub.faults += [None] * 6 + [503] * 1000
     result = run(tmp_path / "run", "model_selection.py", **TINY)
     lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert result.code == 1 and len(lines) == 1 and "what was prepared stays: Server error .503" in lines[0]
+    assert result.code == 1 and len(lines) == 1 and "stays: Server error '503" in lines[0]
     assert "Traceback" not in result.err and TOKEN not in result.out + result.err
 
 

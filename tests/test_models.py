@@ -183,7 +183,7 @@ def test_bert_takes_the_weights_of_its_folder(bert):
     ids, mask = tokens(["Hello, schools!"])  # [CLS] hello school ##s [SEP]
     assert ids.tolist() == [[2, 5, 10, 16, 3]] and mask.all()
     groups = script.Trainer(model, 11, small()).optimizer.param_groups
-    rate = {id(value): group["max_lr"] for group in groups for value in group["params"]}
+    rate = {id(value): group["initial_lr"] for group in groups for value in group["params"]}
     assert {rate[id(value)] for value in model.pretrained.parameters()} == {2e-5}
     assert {rate[id(value)] for value in model.decoder.parameters()} == {1e-3}
     assert len(rate) == len([*model.parameters()])

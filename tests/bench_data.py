@@ -1,0 +1,151 @@
+"""The data path's speed and appetite; by hand: python tests/bench_data.py (about 5 minutes, 3 GB of temporary files)."""
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+HOME = tempfile.TemporaryDirectory(prefix="bench-")
+if __name__ == "__main__":
+    os.environ.update(HF_HOME=HOME.name, HF_DATASETS_CACHE=f"{HOME.name}/cache", HF_HUB_DISABLE_PROGRESS_BARS="1")
+    os.environ["HF_TOKEN"] = "token"
+    from hub import Hub
+    HUB = Hub("Exploration-Lab/iSign", {}, {"token": None}).__enter__()
+    os.environ["HF_ENDPOINT"] = HUB.url
+
+import datasets  # noqa: E402 (it reads the variables when it is imported)
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from pose_format import Pose  # noqa: E402
+
+import model_selection as script  # noqa: E402
+from helpers import pose_bytes, positions, small, write_isign, write_parts  # noqa: E402
+
+FEW, MANY, FRAMES = 256, 1024, 215  # iSign's mean clip has 215 frames
+HOW = {"token": None, "fps": 25, "max_frames": 96, "pose_dim": 152}
+
+
+def uid(i):
+    return f"{i // 8:012x}-{i % 8}"
+
+
+def prepare(n, processes, url, token=None):
+    """Seconds to prepare n clips into an empty cache, and the bytes that it takes."""
+    datasets.config.HF_DATASETS_CACHE = Path(tempfile.mkdtemp(dir=HOME.name))
+    script.open_poses.cache_clear()
+    rows = datasets.Dataset.from_dict({"uid": [uid(i) for i in range(n)], "gloss": ["HELLO"] * n})
+    began = time.perf_counter()
+    clips = script.prepare(rows, [uid(i) for i in range(n)], processes, {**HOW, "poses": url, "token": token})
+    seconds = time.perf_counter() - began
+    assert len(clips) == n and not any(clips["problem"])
+    return seconds, sum(path.stat().st_size for path in Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+
+
+def bare(path, n):
+    began = time.perf_counter()
+    with zipfile.ZipFile(path) as archive:
+        for i in range(n):
+            Pose.read(archive.read(f"iSign-poses_v1.1/{uid(i)}.pose"))
+    return time.perf_counter() - began
+
+
+def speed():
+    folder = Path(HOME.name, "isign")
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "whole.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        kinds = [pose_bytes(positions(FRAMES, seed)) for seed in range(4)]
+        for i in range(MANY):
+            archive.writestr(f"iSign-poses_v1.1/{uid(i)}.pose", kinds[i % 4])
+    url = str(folder / "whole.zip")
+    # The difference of two runs, so that starting processes does not count: iSign has 127,237 clips
+    loop = (MANY - FEW) / (bare(url, MANY) - bare(url, FEW))
+    print(f"bare loop of Pose.read               {loop:8.1f} clips/s")
+    one = (MANY - FEW) / (prepare(MANY, 1, url)[0] - prepare(FEW, 1, url)[0])
+    print(f"preparation, 1 process               {one:8.1f} clips/s   {one / loop:.2f} of the bare loop")
+    script.CHUNK = 64
+    (seconds, size), (few, _) = prepare(MANY, 2, url), prepare(FEW, 2, url)
+    two = (MANY - FEW) / (seconds - few)
+    print(f"preparation, 2 processes             {two:8.1f} clips/s   {two / one:.2f} of one process")
+    print(f"on disk                              {size / MANY:8.0f} bytes a clip")
+
+
+def reading():
+    n, file = 64, io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(n):
+            archive.writestr(f"iSign-poses_v1.1/{uid(i)}.pose", pose_bytes(positions(60, i)))
+        needed = sum(info.compress_size for info in archive.infolist())
+    folder = Path(HOME.name, "hub")
+    write_parts(folder, file.getvalue(), 4)
+    HUB.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    prepare(n, 1, "hf://datasets/Exploration-Lab/iSign/iSign-poses_v1.1_part_*", "token")
+    sent, requests = sum(size for _, _, size in HUB.ranges), len(HUB.ranges)
+    print(f"read from the hub                    {sent / needed:8.3f} bytes per byte needed, {requests / n:.2f} requests a clip")
+
+
+def loading():
+    settings = small(DATASET="sample", MAX_FRAMES=96, EMBED_DIM=256, HIDDEN_DIM=512, EPOCHS=99)
+    clips, _ = script.load_clips(settings)
+    statistics, vocabulary = script.training_statistics(clips["train"], 152, 2)
+    model, tokens, _ = script.new_model("gru", statistics, vocabulary, settings)
+    loader = script.make_loaders(clips, tokens, settings)["train"]
+    trainer = script.Trainer(model, 9999, settings)
+    held = list(loader)
+
+    class Held(list):
+        sampler = loader.sampler
+    times = {"real": [], "held": []}
+    for _ in range(4):  # in turn, on the same batches
+        for name, source in [("real", loader), ("held", Held(held))]:
+            loader.sampler.set_epoch = lambda epoch: None
+            began = time.perf_counter()
+            trainer.train(source, 0, name)
+            times[name].append((time.perf_counter() - began) / len(held))
+    real, again = (float(np.median(times[name])) for name in ("real", "held"))
+    print(f"a training batch, GRU, batch size 8  {1000 * real:8.1f} ms with the loader, {1000 * again:.1f} ms with batches held "
+          f"in memory: {real / again:.2f}")
+
+
+def memory(n):
+    """In a process of its own: prepare and train on n clips -> the peak of its private memory, in MB."""
+    peak, stop = 0, threading.Event()
+
+    def watch():
+        nonlocal peak
+        while not stop.wait(0.02):
+            status = Path("/proc/self/status").read_text()
+            peak = max(peak, int(status.split("RssAnon:")[1].split()[0]))
+    threading.Thread(target=watch, daemon=True).start()
+    folder = Path(tempfile.mkdtemp(dir=HOME.name))
+    write_isign(folder, [(uid(i), "hello you") for i in range(n)], {}, 1)
+    poses = folder / "poses"
+    poses.mkdir()
+    (folder / "one.pose").write_bytes(pose_bytes(positions(96), 576))
+    for i in range(n):
+        os.link(folder / "one.pose", poses / f"{uid(i)}.pose")
+    settings = small(DATASET=str(folder), POSES=str(poses), MAX_FRAMES=96, BATCH_SIZE=32, EPOCHS=1)
+    clips, _ = script.load_clips(settings)
+    statistics, vocabulary = script.training_statistics(clips["train"], 152, 2)
+    model, tokens, _ = script.new_model("gru", statistics, vocabulary, settings)
+    loaders = script.make_loaders(clips, tokens, settings)
+    script.Trainer(model, len(loaders["train"]), settings).epoch(loaders, 1)
+    stop.set()
+    print(f"PEAK {peak / 1024:.0f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["memory"]:
+        memory(int(sys.argv[2]))
+    else:
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+        for part in (speed, reading, loading):
+            part()
+        for n in (2000, 20000):
+            out = subprocess.run([sys.executable, __file__, "memory", str(n)], capture_output=True, text=True, check=True).stdout
+            print(f"private memory, {n:6} clips          {out.split('PEAK ')[1].strip():>8} MB at the peak of preparing and training")
+    HUB.__exit__()
