@@ -12,6 +12,7 @@ import csv
 import functools
 import glob
 import hashlib
+import io
 import math
 import os
 import re
@@ -707,13 +708,25 @@ def new_model(name, statistics, vocabulary, settings):
     return model, Tokens(**spelling), {"model": name, "model_args": args, "tokens": spelling}
 
 
+def write_whole(path, data):
+    """Write bytes to a temporary file and rename it: `path` is the old file or the new one, never half of one."""
+    try:
+        with open(f"{path}.tmp", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{path}.tmp", path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(f"{path}.tmp")
+        raise SystemExit(f"error: {path} cannot be written ({error.strerror}); what was there before stays")
+
+
 def save_checkpoint(path, contents):
-    """Write to a temporary file and rename it: `path` is the old checkpoint or the new one, never half of one."""
-    with open(f"{path}.tmp", "wb") as file:
-        torch.save(contents, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
+    """Plain containers and tensors -> a checkpoint that loads with weights_only=True."""
+    file = io.BytesIO()
+    torch.save(contents, file)
+    write_whole(path, file.getbuffer())
 
 
 # ---- training
@@ -828,12 +841,12 @@ def load_checkpoint(path, device):
 
 
 def write_log(path, lines):
-    """Epochs, as dicts with the same keys -> a CSV file, complete at any moment."""
-    with open(f"{path}.tmp", "w", newline="") as file:
-        writer = csv.DictWriter(file, lines[0])
-        writer.writeheader()
-        writer.writerows(lines)
-    os.replace(f"{path}.tmp", path)
+    """Epochs, as dicts with the same keys -> a CSV file."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, lines[0])
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(path, file.getvalue().encode())
 
 
 def main(argv=None):
