@@ -45,8 +45,7 @@ from pose_format.pose_header import PoseHeader
 from pose_format.utils.reader import BufferReader
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 # ---- SETTINGS: edit and run again
@@ -224,7 +223,8 @@ def read_keypoints(data):
     if not 1 <= fps <= 1000:
         raise BadClip("no frame rate")
     names = [(part.name, name) for part in header.components for name in part.points]
-    columns = [names.index(point) if point in names else -1 for point in POINTS]
+    column = {name: i for i, name in enumerate(names)}
+    columns = [column.get(point, -1) for point in POINTS]
     seen = (confidence[:, columns] > 0) & (np.array(columns) >= 0)
     keypoints = np.where(seen[..., None], xy[:, columns], np.nan)
     shoulders = keypoints[:, SHOULDERS]
@@ -356,7 +356,8 @@ def load_rows(dataset, config, token):
         advice = {"401 ": "the hub refuses the access token; make a new one and set HF_TOKEN",
                   "gated": f"accept its terms at https://huggingface.co/datasets/{dataset}, as the owner of the token",
                   "doesn't exist on the Hub": "the hub has no such data set, or the token may not see it",
-                  "404 ": "the hub has no such data set, or the token may not see it"}
+                  "404 ": "the hub has no such data set, or the token may not see it",
+                  "Couldn't reach": "it is not in the cache, and the hub cannot be reached; check the network"}
         advice = next((line for sign, line in advice.items() if sign in text), text.splitlines()[0])
         raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {advice}")
     names = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"]}

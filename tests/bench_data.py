@@ -1,4 +1,5 @@
-"""The data path's speed and appetite; by hand: python tests/bench_data.py (about 5 minutes, 3 GB of temporary files)."""
+"""The data path's speed and appetite, by hand: python tests/bench_data.py (5 minutes, 3 GB of temporary files)."""
+import contextlib
 import io
 import os
 import subprocess
@@ -85,13 +86,15 @@ def reading():
     HUB.files = {path.name: path.read_bytes() for path in folder.iterdir()}
     prepare(n, 1, "hf://datasets/Exploration-Lab/iSign/iSign-poses_v1.1_part_*", "token")
     sent, requests = sum(size for _, _, size in HUB.ranges), len(HUB.ranges)
-    print(f"read from the hub                    {sent / needed:8.3f} bytes per byte needed, {requests / n:.2f} requests a clip")
+    print(f"read from the hub                    {sent / needed:8.3f} bytes per byte needed, "
+          f"{requests / n:.2f} requests a clip")
 
 
 def loading():
     settings = small(DATASET="sample", MAX_FRAMES=96, EMBED_DIM=256, HIDDEN_DIM=512, EPOCHS=99)
-    clips, _ = script.load_clips(settings)
-    statistics, vocabulary = script.training_statistics(clips["train"], 152, 2)
+    with contextlib.redirect_stdout(io.StringIO()):
+        clips, _ = script.load_clips(settings)
+        statistics, vocabulary = script.training_statistics(clips["train"], 152, 2)
     model, tokens, _ = script.new_model("gru", statistics, vocabulary, settings)
     loader = script.make_loaders(clips, tokens, settings)["train"]
     trainer = script.Trainer(model, 9999, settings)
@@ -107,8 +110,8 @@ def loading():
             trainer.train(source, 0, name)
             times[name].append((time.perf_counter() - began) / len(held))
     real, again = (float(np.median(times[name])) for name in ("real", "held"))
-    print(f"a training batch, GRU, batch size 8  {1000 * real:8.1f} ms with the loader, {1000 * again:.1f} ms with batches held "
-          f"in memory: {real / again:.2f}")
+    print(f"a training batch, GRU, batch size 8  {1000 * real:8.1f} ms with the loader, {1000 * again:.1f} ms with "
+          f"batches held in memory: {real / again:.2f}")
 
 
 def memory(n):
@@ -146,6 +149,8 @@ if __name__ == "__main__":
         for part in (speed, reading, loading):
             part()
         for n in (2000, 20000):
-            out = subprocess.run([sys.executable, __file__, "memory", str(n)], capture_output=True, text=True, check=True).stdout
-            print(f"private memory, {n:6} clips          {out.split('PEAK ')[1].strip():>8} MB at the peak of preparing and training")
+            command = [sys.executable, __file__, "memory", str(n)]
+            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            peak = out.split("PEAK ")[1].strip()
+            print(f"private memory, {n:6} clips         {peak:>8} MB at the peak of preparing and training")
     HUB.__exit__()

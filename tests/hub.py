@@ -1,4 +1,4 @@
-"""A hub on localhost for the real client (HF_ENDPOINT): one gated data set, range requests, faults, a count of bytes."""
+"""A hub on localhost for the real client (HF_ENDPOINT): a gated data set, range requests, faults, a count of bytes."""
 import json
 import re
 import threading
@@ -62,7 +62,7 @@ class Hub:
             return self.send_file(request, match[1])
         if re.fullmatch(rf"/api/datasets/{self.repo}(/revision/[^/]+)?", path):
             siblings = [{"rfilename": name} for name in self.files]
-            return self.send_json(request, {"id": self.repo, "sha": SHA, "siblings": siblings, "tags": [], "private": False})
+            return self.send_json(request, {"id": self.repo, "sha": SHA, "siblings": siblings, "tags": []})
         entries = [{"type": "file", "path": name, "size": len(data), "oid": f"{i:040d}"}
                    for i, (name, data) in enumerate(self.files.items())]
         if re.fullmatch(rf"/api/datasets/{self.repo}/tree/[^/]+/?", path):

@@ -1,4 +1,4 @@
-"""iSign's layout behind a gate: the real client against a hub on localhost. What is read, kept, tried again and said."""
+"""iSign's layout behind a gate, the real client against a hub on localhost: what is read, kept, tried again, said."""
 import os
 import zipfile
 
@@ -29,8 +29,9 @@ def files(tmp_path_factory):
 @pytest.fixture
 def hub(files, tmp_path, monkeypatch):
     with Hub("Exploration-Lab/iSign", files[0], {TOKEN: None, "hf_noTerms": 403}) as hub:
-        for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"),
-                            "HF_DATASETS_CACHE": str(tmp_path / "home/datasets"), "HUGGINGFACE_HUB_TOKEN": TOKEN}.items():
+        home = str(tmp_path / "home")
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": home,
+                            "HF_DATASETS_CACHE": f"{home}/datasets", "HUGGINGFACE_HUB_TOKEN": TOKEN}.items():
             monkeypatch.setenv(name, value)
         yield hub
 
@@ -102,5 +103,5 @@ def test_no_network_is_said_in_one_line(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(tmp_path / "run", "model_selection.py", **TINY)
     assert result.code == 1 and "Traceback" not in result.err
-    assert result.err.splitlines()[-1].startswith("error: cannot load DATASET 'Exploration-Lab/iSign'")
+    assert "the hub cannot be reached" in result.err.splitlines()[-1]
     assert os.environ["HUGGINGFACE_HUB_TOKEN"] not in result.err
