@@ -15,7 +15,6 @@ import math
 import os
 import re
 import signal
-import struct
 import sys
 import tempfile
 import threading
@@ -209,7 +208,7 @@ def read_keypoints(data):
     try:
         reader = BufferReader(data)
         header = PoseHeader.read(reader)
-        frames = struct.unpack_from("<HHH", data, reader.read_offset)[1]  # of v0.1, modulo 2 ** 16
+        frames = int.from_bytes(data[reader.read_offset + 2:reader.read_offset + 4], "little")  # v0.1's, modulo 2 ** 16
         body = NumPyPoseBody.read(header, reader)
         xy, confidence, fps = body.data.data[:, 0, :, :2], body.confidence[:, 0], float(body.fps)
     except Exception as error:  # whatever the library's parser meets in a file that is none
@@ -349,13 +348,12 @@ def load_rows(dataset, config, token):
     try:
         found = datasets.load_dataset(dataset, config, token=token)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, HTTPError) as error:
-        text = str(error).strip()
         advice = {"401 ": "the hub refuses the access token; make a new one and set HF_TOKEN",
                   "gated": f"accept its terms at https://huggingface.co/datasets/{dataset}, as the owner of the token",
-                  "doesn't exist on the Hub": "the hub has no such data set, or the token may not see it",
-                  "404 ": "the hub has no such data set, or the token may not see it",
+                  "doesn't exist on|404 ": "the hub has no such data set, or the token may not see it",
                   "Couldn't reach": "it is not in the cache, and the hub cannot be reached; check the network"}
-        advice = next((line for sign, line in advice.items() if sign in text), text.splitlines()[0])
+        text = str(error).strip()
+        advice = next((advice[sign] for sign in advice if re.search(sign, text)), text.splitlines()[0])
         raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {advice}")
     names = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"]}
     rows = {split: found[name] for split in names for name in names[split] if name in found}
@@ -593,9 +591,9 @@ class PoseModel(nn.Module):
         self.query = nn.Linear(states_dim + 33, query_dim)
         self.output = nn.Linear(query_dim, pose_dim)
         self.dropout = nn.Dropout(dropout)
-        for name, value in dict(mean=torch.zeros(pose_dim), deviation=torch.ones(pose_dim), seen=torch.ones(pose_dim),
-                                seconds_per_gloss=torch.ones(())).items():  # see training_statistics
-            self.register_buffer(name, value)
+        for name in ("mean", "deviation", "seen"):  # see training_statistics
+            self.register_buffer(name, torch.ones(pose_dim))
+        self.register_buffer("seconds_per_gloss", torch.ones(()))
 
     def forward(self, tokens, token_mask, n_frames=None):
         """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
@@ -686,8 +684,8 @@ def new_model(name, statistics, vocabulary, settings):
     BERT_NAME; SystemExit where there are none.
     """
     spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": settings.MAX_GLOSS_LEN}
-    args = {"embed_dim": settings.EMBED_DIM, "hidden_dim": settings.HIDDEN_DIM, "dropout": settings.DROPOUT,
-            "pose_dim": settings.POSE_DIM, "max_frames": settings.MAX_FRAMES, "fps": settings.FPS}
+    names = "EMBED_DIM", "HIDDEN_DIM", "DROPOUT", "POSE_DIM", "MAX_FRAMES", "FPS"
+    args = {name.lower(): getattr(settings, name) for name in names}
     if name == "bert":
         try:
             pretrained = transformers.AutoModel.from_pretrained(settings.BERT_NAME)
@@ -715,8 +713,7 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         os.replace(f"{path}.tmp", path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.remove(f"{path}.tmp")
+        Path(f"{path}.tmp").unlink(missing_ok=True)
         raise SystemExit(f"error: {path} cannot be written ({error.strerror}); what was there before stays")
 
 
@@ -755,11 +752,10 @@ class Trainer:
     def __init__(self, model, steps, settings, precision=torch.float32):
         self.model, self.averaged, self.settings = model, copy.deepcopy(model).requires_grad_(False), settings
         self.device, self.precision = model.mean.device, precision
-        pretrained = set(model.pretrained.parameters()) if hasattr(model, "pretrained") else set()
-        fresh = [value for value in model.parameters() if value not in pretrained]
-        groups = [{"params": fresh, "lr": getattr(settings, model.learning_rate)}]
-        groups += [{"params": list(pretrained), "lr": settings.LR_BERT}] * bool(pretrained)
-        self.optimizer = torch.optim.AdamW(groups)
+        groups = [{"params": [], "lr": getattr(settings, model.learning_rate)}, {"params": [], "lr": settings.LR_BERT}]
+        for name, value in model.named_parameters():
+            groups[name.startswith("pretrained.")]["params"].append(value)
+        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
         rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
             1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
