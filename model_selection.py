@@ -244,7 +244,7 @@ def resample(keypoints, n):
     """(frames, K, 2) -> (n, K, 2) by linear interpolation; a point is seen where the nearest frame has seen it."""
     at = np.linspace(0, len(keypoints) - 1, n)
     low = np.floor(at).astype(int)
-    part = (at - low)[:, None, None]
+    part = (at - low).astype(np.float32)[:, None, None]
     before, after = keypoints[low], keypoints[np.minimum(low + 1, len(keypoints) - 1)]
     between = before * (1 - part) + after * part
     return np.where(np.isnan(between), np.where(part < 0.5, before, after), between)
@@ -257,7 +257,7 @@ def prepare_clip(row, poses, token, fps, max_frames, pose_dim):
                                  read_keypoints(open_poses(poses, token)(row["uid"])))
         if len(keypoints) and keypoints.shape[1] * 2 != pose_dim:
             raise SystemExit(f"error: POSE_DIM is {pose_dim}; the data has {keypoints.shape[1] * 2} numbers a frame")
-        near = np.abs(keypoints).max(-1, keepdims=True) <= FAR  # not so NaN and infinity
+        near = np.hypot(keypoints[..., :1], keypoints[..., 1:]) <= FAR  # not so NaN and infinity
         if not near.any():
             raise BadClip("nothing seen")
         seconds = len(keypoints) / source_fps
