@@ -385,7 +385,7 @@ def load_clips(settings):
     has_uid, left_out, videos = "uid" in rows["train"].features, Counter(), {}
     for split, table in rows.items():  # videos[split]: the number of every row that is wanted -> its video
         videos[split], uids = {}, set()
-        for i, (uid, gloss) in enumerate(zip(table["uid"] if has_uid else range(len(table)), table["gloss"])):
+        for i, (uid, gloss) in enumerate(zip(table["uid"][:] if has_uid else range(len(table)), table["gloss"][:])):
             if not split_glosses(gloss) or gloss == "nan ":
                 left_out["no text"] += 1
             elif uid in uids:
@@ -407,17 +407,18 @@ def load_clips(settings):
         videos[split] = {videos[split][i] for i in numbers}
         table = rows[split].select(numbers)
         contents = ([(rows[split]._fingerprint, i) for i in numbers] if "pose" in table.features else
-                    list(zip(table["uid"], table["gloss"])))
+                    list(zip(table["uid"][:], table["gloss"][:])))
         prepared = prepare(table, contents, settings.PROCESSES, how)
-        problems = Counter(filter(None, prepared["problem"]))
+        problems = Counter(filter(None, prepared["problem"][:]))
         left_out += problems
-        clips[split] = prepared.select([i for i, problem in enumerate(prepared["problem"]) if not problem])
+        clips[split] = prepared.select([i for i, problem in enumerate(prepared["problem"][:]) if not problem])
         if not len(clips[split]) or problems.total() > settings.MAX_BAD_SHARE * len(prepared):
             reasons = ", ".join(f"{n} {reason}" for reason, n in problems.items())
             raise SystemExit(f"error: only {len(clips[split])} of {len(prepared)} {split} clips can be used, less than "
                              f"MAX_BAD_SHARE allows; something is wrong with the source: {reasons}")
-    seconds = np.concatenate([clips[split]["seconds"] for split in clips])
-    cut = sum(len(split_glosses(gloss)) > settings.MAX_GLOSS_LEN for split in clips for gloss in clips[split]["gloss"])
+    seconds = np.concatenate([clips[split]["seconds"][:] for split in clips])
+    glosses = [gloss for split in clips for gloss in clips[split]["gloss"][:]]
+    cut = sum(len(split_glosses(gloss)) > settings.MAX_GLOSS_LEN for gloss in glosses)
     both = f"{len(videos['train'] & videos['validation'])} videos in both" if has_uid else "no uid names the videos"
     print(f"data               {name}\n"
           f"  clips            {len(clips['train'])} train, {len(clips['validation'])} validation ({origin}; {both})\n"
