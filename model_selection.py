@@ -210,19 +210,19 @@ def read_keypoints(data):
         header = PoseHeader.read(reader)
         frames = int.from_bytes(data[reader.read_offset + 2:reader.read_offset + 4], "little")  # v0.1's, modulo 2 ** 16
         body = NumPyPoseBody.read(header, reader)
-        xy, confidence, fps = body.data.data[:, 0, :, :2], body.confidence[:, 0], float(body.fps)
+        points, confidence, fps = body.data.data[:, 0], body.confidence[:, 0], float(body.fps)
     except Exception as error:  # whatever the library's parser meets in a file that is none
         raise BadClip("not a readable .pose file") from error
     # The library takes the number of a v0.1 file's frames from its length, and so misreads one that was cut.
-    if round(header.version, 3) == 0.1 and len(xy) % 2**16 != frames or reader.read_offset != len(data):
+    if round(header.version, 3) == 0.1 and len(points) % 2**16 != frames or reader.read_offset != len(data):
         raise BadClip("cut short")
     if not 1 <= fps <= 1000:
         raise BadClip("no frame rate")
     names = [(part.name, name) for part in header.components for name in part.points]
     column = {name: i for i, name in enumerate(names)}
     columns = [column.get(point, -1) for point in POINTS]
-    seen = (confidence[:, columns] > 0) & (np.array(columns) >= 0)
-    keypoints = np.where(seen[..., None], xy[:, columns], np.nan)
+    seen = (confidence.take(columns, 1) > 0) & (np.array(columns) >= 0)
+    keypoints = np.where(seen[..., None], points.take(columns, 1)[..., :2], np.nan)
     shoulders = keypoints[:, SHOULDERS]
     shoulders = shoulders[np.isfinite(shoulders).all((1, 2))]
     width = np.median(np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=-1)) if len(shoulders) else 0
