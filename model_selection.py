@@ -273,10 +273,11 @@ def prepare_chunk(path, rows, how):
     with ArrowWriter(path=temporary, features=CLIP) as writer:
         for row in rows.with_format("numpy") if "pose" in rows.features else rows:
             try:
-                writer.write(prepare_clip(row, **how))
+                clip = prepare_clip(row, **how)
             except (OSError, HTTPError) as error:  # the hub's library has tried again by now, with growing pauses
                 reason = f"{error}".partition("\n")[0] or type(error).__name__
                 raise SystemExit(f"error: the poses cannot be read any more, but what was prepared stays: {reason}")
+            writer.write(clip)
         writer.finalize()
     os.replace(temporary, path)
     return len(rows)
