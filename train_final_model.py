@@ -1,49 +1,26 @@
-"""Train one gloss -> pose model on iSign to the end.
+"""Train one gloss -> pose model on iSign to the end, and let it sign.
 
-    python train_final_model.py --model gru          (or transformer, or bert)
+    python train_final_model.py --model gru                              (or transformer, or bert)
+    python train_final_model.py --model gru --resume                     go on with a run that was stopped
+    python train_final_model.py --model gru --predict "WANT GO SCHOOL"   (or several; -: a line of stdin each)
 
-Reads the data set named below, or an embedded sample where iSign's hub id has no access token. Writes into this folder
-best_<model>.pt, the checkpoint of the lowest validation MSE, complete by itself, and log_<model>.csv, a line per epoch.
+Reads the data set named below, or an embedded sample where iSign's hub id has no access token. Writes best_<model>.pt
+(the lowest validation MSE, complete by itself), last_<model>.pt, log_<model>.csv, preview_<model>.html; predictions/.
 """
-import argparse
-import contextlib
-import copy
-import csv
-import functools
-import glob
-import hashlib
-import io
-import math
-import os
-import re
-import signal
-import sys
-import tempfile
-import threading
-import time
-import unicodedata
-import zipfile
-import zlib
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import active_children, get_context, parent_process
-from pathlib import Path
-from types import SimpleNamespace
+import argparse, collections, copy, functools, glob, hashlib, io, itertools, json, math, os, pathlib, random, re
+import shutil, signal, sys, tempfile, time, unicodedata, zipfile, zlib
 
 import datasets
 import fsspec
+import huggingface_hub
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
-from datasets.arrow_writer import ArrowWriter
-from huggingface_hub import get_token
-from huggingface_hub.errors import HTTPError
+from pose_format import Pose
 from pose_format.numpy import NumPyPoseBody
-from pose_format.pose_header import PoseHeader
+from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 from pose_format.utils.reader import BufferReader
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
@@ -63,17 +40,14 @@ PROCESSES = 2                        # that read and prepare clips
 MAX_BAD_SHARE = 0.2                  # a larger share of clips that cannot be used ends the run
 # Models
 BERT_NAME = "bert-base-uncased"      # hub id, or a folder with a model and its tokenizer
-EMBED_DIM = 256
-HIDDEN_DIM = 512
+EMBED_DIM, HIDDEN_DIM = 256, 512     # of the embeddings and the Transformer; of the GRUs and the feed-forward layers
 DROPOUT = 0.1
 # Training
-EPOCHS = 60
-PATIENCE = 8                         # epochs without a lower validation MSE before a run stops
+EPOCHS, PATIENCE = 60, 8             # at most; and without a lower validation MSE, before a run stops
 BATCH_SIZE = 8
 LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at the GRU's rate
-WARMUP = 0.05                        # share of the steps in which the rates rise; after that they fall to 0
-GRAD_CLIP = 1.0                      # largest norm of the gradient
-DURATION_WEIGHT = 0.1                # of the error of the duration beside the MSE
+WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; the gradient's norm
+DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.2  # of the errors of the duration and of the points' speeds beside the MSE
 AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
 SEED = 0
 MIXED_PRECISION = True               # on CUDA: bfloat16, or float16 with a scaler where the GPU has no bfloat16
@@ -84,130 +58,113 @@ LOADER_WORKERS = 2                   # processes that make batches; 0: none
 # Masks: True = real. A pose number that is NaN was not seen or is padding, and enters no loss, metric or statistic.
 
 ISIGN = "Exploration-Lab/iSign"
-HAND = ["WRIST", *(f"THUMB_{joint}" for joint in ("CMC", "MCP", "IP", "TIP")),
-        *(f"{finger}_{joint}" for finger in ("INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY")
-          for joint in ("MCP", "PIP", "DIP", "TIP"))]
-BODY = ["NOSE", *(f"{side}_{part}" for part in ("EYE", "EAR", "SHOULDER", "ELBOW", "WRIST")
-                  for side in ("LEFT", "RIGHT"))]
+HAND = "WRIST THUMB_CMC THUMB_MCP THUMB_IP THUMB_TIP".split() + [f"{finger}_{joint}" for finger in (
+    "INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY") for joint in ("MCP", "PIP", "DIP", "TIP")]
+BODY = ("NOSE" + "".join(f" LEFT_{x} RIGHT_{x}" for x in ("EYE", "EAR", "SHOULDER", "ELBOW", "WRIST"))).split()
 FACE = "61 291 17 0 70 105 107 300 334 336 161 158 33 163 153 133 388 385 263 390 380 362 9".split()
 # The 76 keypoints of PoseStitch-SLT (EMNLP 2025), by the names they have in MediaPipe Holistic's .pose files
-POINTS = [(f"{part}_LANDMARKS", name) for part, names in [("LEFT_HAND", HAND), ("RIGHT_HAND", HAND), ("POSE", BODY),
-                                                          ("FACE", FACE)] for name in names]
-SHOULDERS, HANDS_AND_WRISTS = [47, 48], [*range(42), 51, 52]
+PARTS = {"LEFT_HAND_LANDMARKS": HAND, "RIGHT_HAND_LANDMARKS": HAND, "POSE_LANDMARKS": BODY, "FACE_LANDMARKS": FACE}
+POINTS = [(part, name) for part, names in PARTS.items() for name in names]
+SHOULDERS, HANDS_AND_WRISTS, PAD, UNK = [47, 48], [*range(42), 51, 52], 0, 1
 FAR = 10                # shoulder widths: a point farther out is an error of the detector
 MAX_POSE_BYTES = 2**28  # of an unpacked .pose file; Holistic fills them in 25 minutes
 CHUNK = 256             # clips in a file of the cache: what an interruption can cost
 CLIP = datasets.Features({"gloss": datasets.Value("string"), "problem": datasets.Value("string"),
                           "seconds": datasets.Value("float32"), "pose": datasets.List(datasets.Value("float32"))})
-PAD, UNK = 0, 1
-
 
 class BadClip(Exception):
     """A clip that is left out; the message is the reason that it is counted under."""
 
-
 def read_settings(script):
-    """A script's globals() -> its settings, by their upper-case names; SystemExit for one that makes no sense."""
-    settings = {name: value for name, value in script.items() if name.isupper()}
-    whole = dict(MAX_FRAMES=1, POSE_DIM=2, MAX_GLOSS_LEN=1, MIN_GLOSS_COUNT=1, PROCESSES=1, EMBED_DIM=4, HIDDEN_DIM=2,
-                 EPOCHS=1, PATIENCE=1, BATCH_SIZE=1, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, SEED=0, LOADER_WORKERS=0)
-    share = dict(VALIDATION_SHARE=(0.001, 0.9), MAX_BAD_SHARE=(0, 1), DROPOUT=(0, 0.9), WARMUP=(0, 0.9),
-                 AVERAGE=(0, 0.99999), LR_GRU=(0, 1), LR_TRANSFORMER=(0, 1), LR_BERT=(0, 1), FPS=(1, 1000),
-                 GRAD_CLIP=(0.0001, math.inf), DURATION_WEIGHT=(0, math.inf))
-    for name in settings.keys() & (whole.keys() | share.keys()):
-        value, step = settings[name], {"POSE_DIM": 2, "HIDDEN_DIM": 2, "EMBED_DIM": 4}.get(name, 1)
-        kinds, low, high = ([int], whole[name], math.inf) if name in whole else ([int, float], *share[name])
-        if type(value) not in kinds or not low <= value <= high or step > 1 and value % step:
-            raise SystemExit(f"error: {name} = {value!r} makes no sense; it is a {'whole ' * (len(kinds) == 1)}number "
-                             f"from {low} to {high}" + f", a multiple of {step}" * (step > 1))
-    return SimpleNamespace(**settings)
-
+    """A script's globals() -> its settings, those above the shared block; SystemExit for one that makes no sense."""
+    settings = {name: script[name] for name in list(script)[:list(script).index("ISIGN")] if name.isupper()}
+    for names, kind, low, high in [
+            ("MAX_FRAMES MAX_GLOSS_LEN MIN_GLOSS_COUNT PROCESSES EPOCHS PATIENCE BATCH_SIZE", int, 1, 2**31),
+            ("TRAIN_CLIPS VALIDATION_CLIPS SEED LOADER_WORKERS", int, 0, 2**31), ("FPS GRAD_CLIP", float, 1e-6, 1000),
+            ("POSE_DIM EMBED_DIM HIDDEN_DIM", int, 2, 2**31), ("VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WARMUP AVERAGE "
+             "LR_GRU LR_TRANSFORMER LR_BERT DURATION_WEIGHT SPEED_WEIGHT", float, 0, 0.99999)]:
+        for name in settings.keys() & set(names.split()):
+            if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
+                raise SystemExit(f"error: {name} = {settings[name]!r} makes no sense; it is a "
+                                 f"{'whole ' * (kind is int)}number from {low} to {high}")
+    return argparse.Namespace(**settings)
 
 def split_glosses(text):
     """A gloss sentence or English text -> its glosses: upper case, without the punctuation of sentences."""
     words = unicodedata.normalize("NFC", str(text or "")).upper().split()
-    words = [word.strip(".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|") for word in words]
-    return [word for word in words if word]
-
+    return [word for word in (word.strip(".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|") for word in words) if word]
 
 def video_of(uid):
     """The video that a clip was cut from, by the three forms of iSign's uids; any other uid is a video by itself."""
     match = re.fullmatch(r"([0-9a-f]{12})-\d+|(.{11})--\d+|(.{11})_(?:w|d|e\d+)", uid)
     return next(filter(None, match.groups())) if match else uid
 
-
-def hash_share(text):
-    """Any text -> a number in [0, 1), spread evenly and the same in every run."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
+def write_whole(path, data, temporary=".tmp"):
+    """Bytes, or a checkpoint as a dict -> a file, by a temporary one: `path` is the old or the new, and whole."""
+    if isinstance(data, dict):
+        torch.save(data, buffer := io.BytesIO())
+        data = buffer.getbuffer()
+    try:
+        with open(f"{path}{temporary}", "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except OSError as error:
+        pathlib.Path(f"{path}{temporary}").unlink(missing_ok=True)
+        raise SystemExit(f"error: {path} cannot be written ({error.strerror}); what was there before stays")
 
 # ---- from rows to prepared clips
-
 class JoinedParts(fsspec.spec.AbstractBufferedFile):
     """An archive that was cut into parts by size, as one seekable file that is read by ranges."""
-
     def __init__(self, fs, paths):
-        self.parts, size = [], 0  # (file, its begin and its end in the archive)
-        for path in paths:
-            begin, size = size, size + fs.size(path)
-            self.parts.append((fs.open(path, "rb", cache_type="none"), begin, size))
-        self.last = (0, b"")  # the range that was read last: reads within it cost no request
-        super().__init__(fs, paths[0], block_size=1, cache_type="none", size=size)
-
+        self.parts = [fs.open(path, "rb", cache_type="none") for path in paths]
+        super().__init__(fs, paths[0], block_size=1, cache_type="none", size=sum(part.size for part in self.parts))
     def _fetch_range(self, start, end):
-        first, data = self.last
-        if not first <= start <= end <= first + len(data):
-            first, pieces = start, []
-            for file, begin, stop in self.parts:
-                if start < stop and begin < end:
-                    file.seek(max(start, begin) - begin)
-                    pieces.append(file.read(min(end, stop) - max(start, begin)))
-            data = b"".join(pieces)
-            self.last = (start, data)
-        return data[start - first:end - first]
-
+        data, begin = b"", 0
+        for part in self.parts:  # which begins at `begin` of the archive
+            if max(start, begin) < min(end, begin + part.size):
+                part.seek(max(start, begin) - begin)
+                data += part.read(min(end, begin + part.size) - max(start, begin))
+            begin += part.size
+        return data
 
 @functools.cache  # once per process: the directory of iSign's archive has 127,237 entries
 def open_poses(url, token):
     """Where the poses are (parts of a zip, a zip, or a folder; local or hf://) -> a function: uid -> .pose bytes."""
     fs, pattern = fsspec.core.url_to_fs(url, **({"token": token} if url.startswith("hf://") else {}))
-    paths = sorted(fs.glob(f"{pattern}/*.pose" if fs.isdir(pattern) else pattern))
+    folder = fs.isdir(pattern)
+    paths = sorted(fs.glob(f"{pattern}/*.pose" if folder else pattern))
     if not paths:
         raise SystemExit(f"error: no poses at {url}; set POSES to the parts of a zip, a zip, or a folder of .pose")
-    if fs.isdir(pattern):
-        files = {Path(path).stem: path for path in paths}
-    else:
-        parts = JoinedParts(fs, paths)
+    files = {pathlib.Path(path).stem: path for path in paths}
+    if not folder:
         try:
-            archive = zipfile.ZipFile(parts)
-            if min(info.header_offset for info in archive.infolist()) < 0:
-                raise zipfile.BadZipFile("it begins before the first part")
+            parts = JoinedParts(fs, paths)
+            files = {pathlib.Path(info.filename).stem: info for info in zipfile.ZipFile(parts).infolist()}
         except (zipfile.BadZipFile, ValueError) as error:
             raise SystemExit(f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?")
-        files = {Path(info.filename).stem: info for info in archive.infolist() if info.filename.endswith(".pose")}
-
     def read(uid):
         if uid not in files:
             raise BadClip("no .pose file")
-        if isinstance(files[uid], str):
-            return fs.cat_file(files[uid])
-        info = files[uid]
-        if info.file_size > MAX_POSE_BYTES:
+        file = files[uid]
+        if (fs.size(file) if folder else max(file.file_size, file.compress_size)) > MAX_POSE_BYTES:
             raise BadClip("too large")
-        parts.seek(info.header_offset)  # all that zipfile is going to read of it, by one request
-        parts.read(30 + len(info.orig_filename.encode()) + 64 + info.compress_size)
-        try:
-            return archive.read(info)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError):
+        if folder:
+            return fs.cat_file(file)
+        start, length = file.header_offset, 30 + len(file.orig_filename.encode()) + 256 + file.compress_size
+        data = parts._fetch_range(start, min(start + length, parts.size))  # all that there is of it, by one request
+        begin = 30 + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
+        data = memoryview(data)[begin:begin + file.compress_size]
+        data = zlib.decompressobj(-15).decompress(data, file.file_size) if file.compress_type else bytes(data)
+        if zlib.crc32(data) != file.CRC:
             raise BadClip("damaged in the archive")
+        return data
     return read
 
-
 def read_keypoints(data):
-    """The bytes of a .pose file -> keypoints (frames, K, 2), NaN = not seen, and its frames per second.
-
-    The origin is the median midpoint of the shoulders, the unit their median distance: one pair for the whole clip.
-    """
+    """The bytes of a .pose file -> keypoints (frames, K, 2), NaN = not seen, and its frames per second. The origin is
+    the median midpoint of the shoulders, the unit their median distance: one pair for the whole clip."""
     try:
         reader = BufferReader(data)
         header = PoseHeader.read(reader)
@@ -222,10 +179,10 @@ def read_keypoints(data):
     if not 1 <= fps <= 1000:
         raise BadClip("no frame rate")
     names = [(part.name, name) for part in header.components for name in part.points]
-    column = {name: i for i, name in enumerate(names)}
-    columns = [column.get(point, -1) for point in POINTS]
-    seen = (confidence.take(columns, 1) > 0) & (np.array(columns) >= 0)
-    keypoints = np.where(seen[..., None], points.take(columns, 1)[..., :2], np.nan)
+    column = dict(zip(names, range(len(names))))
+    columns = np.array([column.get(point, -1) for point in POINTS])
+    keypoints = points.take(columns, 1)[..., :2]
+    keypoints[~(confidence.take(columns, 1) > 0) | (columns < 0)] = np.nan
     shoulders = keypoints[:, SHOULDERS]
     shoulders = shoulders[np.isfinite(shoulders).all((1, 2))]
     width = np.median(np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=-1)) if len(shoulders) else 0
@@ -233,280 +190,222 @@ def read_keypoints(data):
         raise BadClip("no shoulders")
     return (keypoints - np.median(shoulders.mean(1), 0)) / width, fps
 
-
 def row_keypoints(pose):
     """A row's `pose` (frames, D), NaN or an exact (0, 0) = not seen -> keypoints (frames, K, 2)."""
-    try:
-        keypoints = np.asarray([np.asarray(frame) for frame in pose], np.float32).reshape(len(pose), -1, 2)
-    except (TypeError, ValueError):
-        raise BadClip("pose is not frames x numbers")
+    keypoints = np.asarray([np.asarray(frame) for frame in pose], np.float32).reshape(len(pose), -1, 2)
     return np.where((keypoints == 0).all(-1, keepdims=True), np.nan, keypoints)
-
 
 def resample(keypoints, n):
     """(frames, K, 2) -> (n, K, 2) by linear interpolation; a point is seen where the nearest frame has seen it."""
     at = np.linspace(0, len(keypoints) - 1, n)
-    low = np.floor(at).astype(int)
+    low = at.astype(int)
     part = (at - low).astype(np.float32)[:, None, None]
     before, after = keypoints[low], keypoints[np.minimum(low + 1, len(keypoints) - 1)]
     between = before * (1 - part) + after * part
     return np.where(np.isnan(between), np.where(part < 0.5, before, after), between)
 
-
 def prepare_clip(row, poses, token, fps, max_frames, pose_dim):
     """A row -> an example of CLIP; one that cannot be used has a problem, and no pose."""
+    clip = {"gloss": row["gloss"], "problem": "", "seconds": 0, "pose": np.empty(0, np.float32)}
     try:
         keypoints, source_fps = ((row_keypoints(row["pose"]), fps) if "pose" in row else
                                  read_keypoints(open_poses(poses, token)(row["uid"])))
         if len(keypoints) and keypoints.shape[1] * 2 != pose_dim:
             raise SystemExit(f"error: POSE_DIM is {pose_dim}; the data has {keypoints.shape[1] * 2} numbers a frame")
-        near = np.hypot(keypoints[..., :1], keypoints[..., 1:]) <= FAR  # not so NaN and infinity
-        if not near.any():
+        keypoints[~(np.hypot(keypoints[..., 0], keypoints[..., 1]) <= FAR)] = np.nan  # and what is infinite
+        if np.isnan(keypoints).all():
             raise BadClip("nothing seen")
         seconds = len(keypoints) / source_fps
-        pose = resample(np.where(near, keypoints, np.nan), max(1, min(max_frames, round(seconds * fps))))
-        return {"gloss": row["gloss"], "problem": "", "seconds": seconds, "pose": pose.ravel().astype(np.float32)}
-    except BadClip as problem:
-        return {"gloss": row["gloss"], "problem": str(problem), "seconds": 0, "pose": np.empty(0, np.float32)}
+        pose = resample(keypoints, max(1, min(max_frames, round(seconds * fps)))).ravel()
+        return {**clip, "seconds": seconds, "pose": pose}
+    except (BadClip, TypeError, ValueError, zlib.error) as problem:  # a pose that is no table, a damaged archive
+        return {**clip, "problem": str(problem) if isinstance(problem, BadClip) else "not readable"}
 
-
-def prepare_chunk(path, rows, how):
-    """Prepare the rows (a Dataset) of one chunk into the Arrow file `path`, whole or not at all -> their number."""
-    temporary = f"{path}.{os.getpid()}"
-    with ArrowWriter(path=temporary, features=CLIP) as writer:
+def prepare_chunk(job):
+    """(path, rows, how) -> the number of the rows, which are in the Arrow file `path` now, or a line: what is wrong."""
+    (path, rows, how), file = job, io.BytesIO()
+    try:
+        writer = datasets.arrow_writer.ArrowWriter(stream=file, features=CLIP)
         for row in rows.with_format("numpy") if "pose" in rows.features else rows:
-            try:
-                clip = prepare_clip(row, **how)
-            except (OSError, HTTPError) as error:  # the hub's library has tried again by now, with growing pauses
-                reason = f"{error}".partition("\n")[0] or type(error).__name__
-                raise SystemExit(f"error: the poses cannot be read any more, but what was prepared stays: {reason}")
-            writer.write(clip)
-        writer.finalize()
-    os.replace(temporary, path)
-    return len(rows)
-
-
-def end_with_parent():
-    """In a process that prepares: leave Ctrl-C to the parent, and end when it ends, even by `kill -9`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-
+            writer.write(prepare_clip(row, **how))
+        writer.finalize(close_stream=False)
+        write_whole(path, file.getbuffer(), f".{os.getpid()}")
+        return len(rows)
+    except SystemExit as error:
+        return str(error)
+    except (OSError, huggingface_hub.errors.HTTPError) as error:  # after the hub library's own tries
+        return f"error: the poses cannot be read any more; what was prepared stays: {error!s:.200}".partition("\n")[0]
 
 def prepare(rows, contents, processes, how):
-    """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, by memory map from the cache of `datasets`.
-
-    `contents` names what each row holds. A chunk that lies in the cache under its contents, `how` they are prepared
-    and the state of a local archive is not made again.
-    """
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose")
+    """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, by memory map from the cache of `datasets`. A chunk
+    that is there for its `contents`, `how` they are prepared, and the state of a local archive is not made again."""
+    folder, chunks, missing = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose"), [], []
     folder.mkdir(parents=True, exist_ok=True)
-    stamp = [POINTS, FAR, sorted((name, value) for name, value in how.items() if name != "token")]
-    stamp += [(file.st_size, file.st_mtime_ns) for file in map(os.stat, sorted(glob.glob(how["poses"])))]
-    chunks, missing, pool = [], [], contextlib.nullcontext()
+    state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, sorted(glob.glob(how["poses"])))]
     for start in range(0, len(rows), CHUNK):
         part = range(start, min(start + CHUNK, len(rows)))
-        name = hashlib.sha256(repr((stamp, contents[part.start:part.stop])).encode()).hexdigest()[:32]
-        chunks.append(folder / f"{name}.arrow")
+        stamp = repr((POINTS, FAR, state, sorted({**how, "token": 0}.items()), contents[part.start:part.stop]))
+        chunks.append(folder / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.arrow")
         if not chunks[-1].exists():
             missing.append((chunks[-1], rows.select(part), how))
-    if min(processes, len(missing)) > 1:  # spawned, since a fork takes over this process's threads and connections
-        pool = ProcessPoolExecutor(min(processes, len(missing)), get_context("spawn"), end_with_parent)
-    with pool, tqdm(total=sum(len(job[1]) for job in missing), desc="preparing", unit=" clips", disable=None) as bar:
-        try:
-            for done in getattr(pool, "map", map)(prepare_chunk, *zip(*missing)) if missing else ():
-                bar.update(done)
-        except KeyboardInterrupt:
-            for process in active_children():
-                process.terminate()
-            raise
+    need = len(missing) * CHUNK * how["max_frames"] * how["pose_dim"] * 4
+    if need > shutil.disk_usage(folder).free:
+        raise SystemExit(f"error: {folder} needs up to {need >> 20} MB for the clips; make room, or set HF_HOME")
+    with tqdm(total=sum(len(job[1]) for job in missing), desc="preparing", unit=" clips", disable=None) as bar:
+        workers = min(processes, len(missing)) * (processes > 1)  # spawned: a fork takes over threads and connections
+        for done in DataLoader(missing, None, num_workers=workers, collate_fn=prepare_chunk,
+                               multiprocessing_context="spawn" if workers else None):
+            if isinstance(done, str):
+                raise SystemExit(done)
+            bar.update(done)
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in chunks])
-
 
 def split_by_video(videos, share):
     """Videos of the clips -> the set of those that validate, by the hash of their id; at least one on either side."""
-    order = sorted(set(videos), key=hash_share)
+    shares = {video: random.Random(video).random() for video in videos}  # by a hash of the id
+    order = sorted(shares, key=shares.get)
     if len(order) < 2:
         raise SystemExit("error: the clips are of a single video, so that there is nothing to validate on")
-    return set(order[:min(max(1, sum(hash_share(video) < share for video in order)), len(order) - 1)])
-
+    return set(order[:min(max(1, sum(x < share for x in shares.values())), len(order) - 1)])
 
 def draw_subset(videos, clips):
-    """Videos of the clips -> indices of at least `clips` clips (0: all), by whole videos, the same ones every time."""
-    left, chosen, sizes = clips or len(videos), set(), Counter(videos)
-    for video in sorted(sizes, key=lambda video: hash_share(f"subset {video}")):
-        if left > 0:
-            chosen.add(video)
-            left -= sizes[video]
-    return [i for i, video in enumerate(videos) if video in chosen]
-
+    """Videos of the clips -> the set of those that hold at least `clips` clips (0: all), the same ones every time."""
+    sizes = collections.Counter(videos)
+    order = sorted(sizes, key=lambda video: random.Random(f"subset {video}").random())
+    return set(order[:np.cumsum([0, *(sizes[video] for video in order)]).searchsorted(clips or len(videos))])
 
 def load_rows(dataset, config, token):
-    """The data set -> {split: Dataset with the columns gloss, and pose or uid}, and its name for the results."""
-    if dataset == ISIGN and token is None:
-        print("!" * 100, f"!!  NO ACCESS TOKEN: {ISIGN} is gated, so what follows is NOT iSign.",
-              "!!  It runs on an embedded, synthetic SAMPLE. For iSign accept its terms on the hub and set HF_TOKEN",
-              "!!  (see the README).", "!" * 100, sep="\n")
-        dataset = "sample"
-    if dataset == "sample":
-        return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, "sample data"
-    try:
-        found = datasets.load_dataset(dataset, config, token=token)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, HTTPError) as error:
+    """The data set -> a Dataset with the columns gloss, and pose or uid; for each row whether it validates, or None."""
+    given, found = datasets.config.HF_HUB_OFFLINE, None
+    for datasets.config.HF_HUB_OFFLINE in (True, given):  # what lies in the cache is not asked for again
+        try:
+            found = found or ({"train": sample_rows(320, 1), "validation": sample_rows(80, 2)} if dataset == "sample"
+                              else datasets.load_dataset(dataset, config, token=token))
+        except Exception as error:  # of the library, which has many kinds
+            problem = str(error).strip()
+    if found is None:
         advice = {"401 ": "the hub refuses the access token; make a new one and set HF_TOKEN",
                   "gated": f"accept its terms at https://huggingface.co/datasets/{dataset}, as the owner of the token",
                   "doesn't exist on|404 ": "the hub has no such data set, or the token may not see it",
                   "Couldn't reach": "it is not in the cache, and the hub cannot be reached; check the network"}
-        text = str(error).strip()
-        advice = next((advice[sign] for sign in advice if re.search(sign, text)), text.splitlines()[0])
+        advice = next((advice[sign] for sign in advice if re.search(sign, problem)), problem.splitlines()[0])
         raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {advice}")
-    names = {"train": ["train"], "validation": ["validation", "valid", "val", "dev"]}
-    rows = {split: found[name] for split in names for name in names[split] if name in found}
-    for split, table in rows.items():
-        text, pose = ("gloss" if "gloss" in table.features else "text"), ("pose" if "pose" in table.features else "uid")
-        if not {text, pose} <= set(table.features):
-            raise SystemExit(f"error: DATASET {dataset!r} has the columns {', '.join(table.features)}; it needs gloss "
-                             "or text, and pose or uid")
-        rows[split] = table.select_columns(sorted({text, pose, "uid"} & set(table.features)))
-        rows[split] = rows[split] if text == "gloss" else rows[split].rename_column(text, "gloss")
-    if "train" not in rows:
-        raise SystemExit(f"error: DATASET {dataset!r} has no split `train`, only {', '.join(found)}")
-    return rows, dataset
-
+    own = next((split for split in ("validation", "valid", "val", "dev") if split in found), None)
+    parts = [found[split] for split in ("train", own) if split in found]
+    has = set.intersection(*(set(part.features) for part in parts)) if "train" in found else set()
+    text, pose = ("gloss" if "gloss" in has else "text"), ("pose" if "pose" in has else "uid")
+    if not {text, pose} <= has:
+        raise SystemExit(f"error: DATASET {dataset!r} needs a split train with gloss or text, and pose or uid; it has "
+                         f"{', '.join(found)} with {', '.join(sorted(has))}")
+    parts = [part.select_columns(sorted({text, pose, "uid"} & has)) for part in parts]
+    rows = datasets.concatenate_datasets(parts).rename_columns({text: "gloss"} if text == "text" else {})
+    return rows, [i >= len(parts[0]) for i in range(len(rows))] if own else None
 
 def load_clips(settings):
-    """The data set -> {"train": ..., "validation": ...}: Datasets of usable CLIPs, and the data's name. Prints what
-    there is and what was left out. Raises SystemExit with one line where the data cannot be used.
-    """
-    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or get_token()  # today's hub library does not read this variable
+    """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name. Prints what there is, and
+    what was left out. SystemExit with one line where the data cannot be used."""
+    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token()  # which does not read this variable
     dataset, poses = settings.DATASET, settings.POSES
-    rows, name = load_rows(dataset, settings.CONFIG, token)
-    if glob.glob(poses) or os.path.isdir(dataset):
-        poses = os.path.abspath(poses if glob.glob(poses) else os.path.join(dataset, poses))
-    else:
-        poses = f"hf://datasets/{dataset}/{poses}"
-    how = {"poses": poses, "token": token, "fps": settings.FPS, "max_frames": settings.MAX_FRAMES,
-           "pose_dim": settings.POSE_DIM}
-    has_uid, left_out, videos = "uid" in rows["train"].features, Counter(), {}
-    for split, table in rows.items():  # videos[split]: the number of every row that is wanted -> its video
-        videos[split], uids = {}, set()
-        for i, (uid, gloss) in enumerate(zip(table["uid"][:] if has_uid else range(len(table)), table["gloss"][:])):
-            if not split_glosses(gloss) or gloss == "nan ":
-                left_out["no text"] += 1
-            elif uid in uids:
-                left_out["uid twice"] += 1
-            else:
-                videos[split][i] = video_of(str(uid))
-                uids.add(uid)
-    origin = "the data's own splits"
-    if "validation" not in rows:
-        origin = "split by video" if has_uid else "split by row, since there is no uid"
-        rows["validation"], every = rows["train"], videos["train"]
-        chosen = split_by_video(every.values(), settings.VALIDATION_SHARE)
-        videos = {split: {i: video for i, video in every.items() if (video in chosen) == (split == "validation")}
-                  for split in ("train", "validation")}
-    clips = {}
+    if dataset == ISIGN and token is None:
+        print("!" * 100, f"!!  NO ACCESS TOKEN: {ISIGN} is gated, so what follows is NOT iSign, but an embedded,",
+              "!!  synthetic SAMPLE. For iSign accept its terms, set HF_TOKEN (see the README).", "!" * 100, sep="\n")
+        dataset = "sample"
+    poses = poses if glob.glob(poses) else os.path.join(dataset, poses)
+    poses = os.path.abspath(poses) if glob.glob(poses) or os.path.isdir(dataset) else f"hf://datasets/{poses}"
+    how = dict(poses=poses, token=token, fps=settings.FPS, max_frames=settings.MAX_FRAMES, pose_dim=settings.POSE_DIM)
+    rows, validates = load_rows(dataset, settings.CONFIG, token)
+    left_out, usable, clips, drawn = collections.Counter(), {}, {}, {}
+    has_uid, origin = "uid" in rows.features, "the data's own splits"
+    uids, glosses = rows["uid"][:] if has_uid else range(len(rows)), rows["gloss"][:]
+    videos = [video_of(str(uid)) for uid in uids]
+    if validates is None:
+        origin, chosen = f"split by {'video' if has_uid else 'row'}", split_by_video(videos, settings.VALIDATION_SHARE)
+        validates = [video in chosen for video in videos]
+    for i, (clip, gloss) in enumerate(zip(zip(uids, validates), glosses)):
+        if not split_glosses(gloss) or gloss == "nan ":
+            left_out["no text"] += 1
+        elif usable.setdefault(clip, i) != i:
+            left_out["uid twice"] += 1
     for split, limit in [("train", settings.TRAIN_CLIPS), ("validation", settings.VALIDATION_CLIPS)]:
-        wanted = list(videos[split])
-        numbers = [wanted[i] for i in draw_subset(videos[split].values(), limit)]
-        videos[split] = {videos[split][i] for i in numbers}
-        table = rows[split].select(numbers)
-        contents = ([(rows[split]._fingerprint, i) for i in numbers] if "pose" in table.features else
-                    list(zip(table["uid"][:], table["gloss"][:])))
-        prepared = prepare(table, contents, settings.PROCESSES, how)
-        problems = Counter(filter(None, prepared["problem"][:]))
+        numbers = [i for i in usable.values() if validates[i] == (split == "validation")]
+        drawn[split] = draw_subset([videos[i] for i in numbers], limit)
+        numbers = [i for i in numbers if videos[i] in drawn[split]]
+        contents = [(uids[i], glosses[i], "pose" in rows.features and rows._fingerprint) for i in numbers]
+        prepared = prepare(rows.select(numbers), contents, settings.PROCESSES, how)
+        problems = collections.Counter(filter(None, prepared["problem"][:]))
         left_out += problems
         clips[split] = prepared.select([i for i, problem in enumerate(prepared["problem"][:]) if not problem])
         if not len(clips[split]) or problems.total() > settings.MAX_BAD_SHARE * len(prepared):
             reasons = ", ".join(f"{n} {reason}" for reason, n in problems.items())
             raise SystemExit(f"error: only {len(clips[split])} of {len(prepared)} {split} clips can be used, less than "
                              f"MAX_BAD_SHARE allows; something is wrong with the source: {reasons}")
-    seconds = np.concatenate([clips[split]["seconds"][:] for split in clips])
-    glosses = [gloss for split in clips for gloss in clips[split]["gloss"][:]]
-    cut = sum(len(split_glosses(gloss)) > settings.MAX_GLOSS_LEN for gloss in glosses)
-    both = f"{len(videos['train'] & videos['validation'])} videos in both" if has_uid else "no uid names the videos"
+    both = f"{len(drawn['train'] & drawn['validation'])} videos in both" if has_uid else "no uid names the videos"
+    seconds = np.concatenate([part["seconds"][:] for part in clips.values()])
+    cut = sum(len(split_glosses(text)) > settings.MAX_GLOSS_LEN for part in clips.values() for text in part["gloss"][:])
+    name = "sample data" if dataset == "sample" else dataset
     print(f"data               {name}\n"
           f"  clips            {len(clips['train'])} train, {len(clips['validation'])} validation ({origin}; {both})\n"
           f"  left out         {', '.join(f'{n} {reason}' for reason, n in left_out.most_common()) or 'none'}\n"
-          f"  glosses cut      in {cut} sentences of more than {settings.MAX_GLOSS_LEN}\n"
-          f"  clips resampled  {sum(np.round(seconds * settings.FPS) > settings.MAX_FRAMES)} of more than "
-          f"{settings.MAX_FRAMES} frames")
+          f"  glosses cut      in {cut} sentences of more than {settings.MAX_GLOSS_LEN}\n  clips resampled  "
+          f"{sum(np.round(seconds * settings.FPS) > settings.MAX_FRAMES)} of more than {settings.MAX_FRAMES} frames")
     return clips, name
 
-
 def sample_rows(n, seed):
-    """A synthetic Dataset of n rows with gloss and pose, the same in every run: every gloss has hand paths and hand
-    shapes of its own; sentences of 1 to 4 are joined with co-articulation, and vary in speed and in detail.
-    """
+    """A synthetic Dataset of n rows, the same in every run: glosses with hand paths and shapes of their own, joined to
+    sentences of 1 to 4 with co-articulation, at varying speed."""
     words = "HELLO I YOU WANT GO SCHOOL HOUSE WATER EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK".split()
-    rest = np.tile([0.45, 1.3, 1.4, 0.3, 0.3, 0.3, 0.3, 0.3], (2, 1))  # of an arm: wrist, turn of the hand, five curls
-    mouth, brow = [-.1, -.55, .1, -.55, 0, -.5, 0, -.58], [-.18, -.94, -.12, -.97, -.05, -.94]
-    eye, mirror = [-.14, -.86, -.1, -.88, -.17, -.85, -.14, -.83, -.1, -.83, -.06, -.85], np.tile([-1, 1], 6)
-    head = np.concatenate([[0, -.75, .1, -.86, -.1, -.86, .21, -.8, -.21, -.8], mouth, brow, brow * mirror[:6], eye,
-                           eye * mirror, [0, -.92]]).reshape(28, 2)
-    signs, rows = {}, []
-    for i, word in enumerate(words):
-        rng, keys = np.random.default_rng(i), np.tile(rest, (3, 1, 1))
-        keys[:, 1] = rng.uniform([-0.1, -0.5, -2.2] + [0] * 5, [0.7, 0.9, -0.6] + [1] * 5, (3, 8))
-        if i % 3 == 0:  # a sign of both hands, which mirror each other
-            keys[:, 0] = keys[:, 1]
-        signs[word] = keys, rng.uniform(0.5, 0.9)
-    rng, bend, finger = np.random.default_rng([seed, 1000]), np.linspace(0.25, 1, 4), np.arange(-2, 3)[:, None]
+    head = """-.75j .1-.86j -.1-.86j .21-.8j -.21-.8j -.1-.55j .1-.55j -.5j -.58j -.18-.94j -.12-.97j -.05-.94j .18-.94j
+        .12-.97j .05-.94j -.14-.86j -.1-.88j -.17-.85j -.14-.83j -.1-.83j -.06-.85j .14-.86j .1-.88j .17-.85j .14-.83j
+        .1-.83j .06-.85j -.92j"""
+    head, fan = np.array(head.split(), complex), np.exp(0.25j * np.arange(-2, 3))[:, None] * np.linspace(0.1, 0.34, 4)
+    rest, rng, rows = np.array([0.45, 1.3, 1.4, 0.8, 0.9, 1, 0.9, 0.8]), np.random.default_rng(0), []
+    # Three moments of each sign, for the left and the right arm: the wrist, the hand's turn, how far its fingers reach
+    signs = rng.uniform([-0.1, -0.5, -2.2] + [0.2] * 5, [0.7, 0.9, -0.6] + [1] * 5, (len(words), 3, 2, 8))
+    signs[::3, :, 0], signs[1::3, :, 0], signs[2::3, :, 0] = signs[::3, :, 1], rest, rest  # one in three is two-handed
+    rng = np.random.default_rng([seed, 1000])
     for _ in range(n):
-        glosses = [words[i] for i in rng.integers(0, len(words), rng.integers(1, 5))]
-        keys, pauses = [rest], [0]
-        for path, length in (signs[gloss] for gloss in glosses):
-            keys += list(path + rng.normal(0, 0.03, path.shape))
-            pauses += [0.25, length / 2, length / 2]
-        times = np.cumsum(pauses + [0.3]) / rng.uniform(0.8, 1.25)
-        keys, at = np.array(keys + [rest]), np.arange(0, times[-1], 1 / 25)
+        said = rng.integers(0, len(words), rng.integers(1, 5))
+        shown, still = signs[said] + rng.normal(0, 0.03, (len(said), 3, 2, 8)), [[rest, rest]]
+        moments = np.concatenate([still, *shown, still])
+        times = np.cumsum([0, *[0.25, 0.35, 0.35] * len(said), 0.3]) / rng.uniform(0.8, 1.25)
+        at = np.arange(0, times[-1], 1 / 25)
         before = np.searchsorted(times, at, side="right") - 1
         part = (0.5 - 0.5 * np.cos(np.pi * (at - times[before]) / np.diff(times)[before]))[:, None, None]
-        arms = keys[before] * (1 - part) + keys[before + 1] * part  # (frames, left and right, 8); x grows outwards
-        wrist, shoulder = arms[..., :2], np.broadcast_to([0.5, 0.0], arms[..., :2].shape)
-        reach = wrist - shoulder
-        length = np.linalg.norm(reach, axis=-1, keepdims=True).clip(0.1, 1.44)
-        elbow = shoulder + reach / 2 + np.sqrt(0.73**2 - length**2 / 4) / length * reach[..., ::-1] * [1, -1]
-        curl = arms[..., 3:, None]
-        turn, size = arms[..., 2, None, None] + 0.25 * finger + 0.5 * curl * bend, (0.34 - 0.04 * abs(finger)) * bend
-        joints = np.stack([np.cos(turn), np.sin(turn)], -1) * (size * (1 - 0.5 * curl * bend))[..., None]
-        hands = np.concatenate([wrist[:, :, None], wrist[:, :, None] + joints.reshape(len(at), 2, 20, 2)], 2)
-        sides, heads = np.array([[1, 1], [-1, 1]]), np.tile(head + rng.normal(0, 0.02, 2), (len(at), 1, 1))
-        hands, arms = hands * sides[:, None], np.stack([shoulder, elbow, wrist], 1) * sides
-        pose = np.concatenate([hands.reshape(-1, 42, 2), heads[:, :5], arms.reshape(-1, 6, 2), heads[:, 5:]], 1)
+        arms = moments[before] * (1 - part) + moments[before + 1] * part  # (frames, 2 arms, 8)
+        wrist = arms[..., :1] + 1j * arms[..., 1:2]  # x grows outwards, y downwards; the shoulder is at 0.5
+        fingers = wrist[..., None] + fan * (np.exp(1j * arms[..., 2:3]) * arms[..., 3:])[..., None]
+        sides = np.concatenate([0.5 + 0 * wrist, 0.62 + 0.55j + wrist / 5, wrist, fingers.reshape(-1, 2, 20)], 2)
+        sides[:, 1] = -sides[:, 1].conj()
+        body, face = sides[:, :, :3].swapaxes(1, 2).reshape(-1, 6), np.tile(head, (len(at), 1))
+        pose = np.concatenate([sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]], 1).view(float)
         pose += rng.normal(0, 0.004, pose.shape)
         lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight for a while
-        pose[lost:lost + 8, 21:42] = np.nan
-        rows.append({"gloss": " ".join(glosses), "pose": pose.reshape(len(at), -1).astype(np.float32)})
+        pose[lost:lost + 8, 42:84] = np.nan
+        rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose.astype(np.float32)})
     return datasets.Dataset.from_list(rows)
 
-
 # ---- from clips to batches
-
 class Tokens:
     """Gloss sentences -> tokens: numbers of the training split's glosses (`vocabulary`, which begins with <pad> and
-    <unk>), or the word pieces of a pretrained encoder (`tokenizer`, its JSON).
-    """
-
+    <unk>), or the word pieces of a pretrained encoder (`tokenizer`, its JSON)."""
     def __init__(self, vocabulary, tokenizer, max_gloss_len):
         self.number = {gloss: i for i, gloss in enumerate(vocabulary)}
         self.max_gloss_len, self.pieces = max_gloss_len, None
         if tokenizer:
             with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder, "tokenizer.json")
+                file = pathlib.Path(folder, "tokenizer.json")
                 file.write_text(tokenizer, encoding="utf8")
                 self.pieces = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
-
     def __call__(self, sentences):
         """B sentences -> tokens (B, S), token_mask (B, S)."""
-        glosses = [split_glosses(sentence)[:self.max_gloss_len] for sentence in sentences]
+        rows = [split_glosses(sentence)[:self.max_gloss_len] for sentence in sentences]
         if self.pieces:  # lower case, as pretrained encoders know their words
-            text = [" ".join(words).lower() for words in glosses]
-            rows = self.pieces(text, truncation=True, max_length=4 * self.max_gloss_len)["input_ids"]
+            rows = self.pieces([" ".join(words).lower() for words in rows], truncation=True,
+                               max_length=4 * self.max_gloss_len)["input_ids"]
         else:
-            rows = [[self.number.get(gloss, UNK) for gloss in words] for words in glosses]
+            rows = [[self.number.get(gloss, UNK) for gloss in words] for words in rows]
         tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
         return tokens, torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
-
 
 def collate(clips, tokens, pose_dim):
     """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
@@ -516,30 +415,22 @@ def collate(clips, tokens, pose_dim):
             "seconds": torch.tensor([float(clip["seconds"]) for clip in clips]),
             "pose": nn.utils.rnn.pad_sequence(poses, batch_first=True, padding_value=math.nan)}  # (B, T, D)
 
-
 def make_loaders(clips, tokens, settings, workers=0):
     """{split: clips} -> {split: loader}; the order of the training clips depends on the seed and the epoch alone."""
-    loaders = {}
-    for split, part in clips.items():
-        order = DistributedSampler(part, 1, 0, shuffle=split == "train", seed=settings.SEED)
-        loaders[split] = DataLoader(part.with_format("numpy"), settings.BATCH_SIZE, sampler=order, num_workers=workers,
-                                    collate_fn=functools.partial(collate, tokens=tokens, pose_dim=settings.POSE_DIM),
-                                    generator=torch.Generator(),  # so that it leaves the seeded one alone
-                                    pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0)
-    return loaders
-
+    make = functools.partial(collate, tokens=tokens, pose_dim=settings.POSE_DIM)
+    return {split: DataLoader(
+        part.with_format("numpy"), settings.BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0,
+        sampler=DistributedSampler(part, 1, 0, shuffle=split == "train", seed=settings.SEED), collate_fn=make,
+        pin_memory=torch.cuda.is_available(), generator=torch.Generator()) for split, part in clips.items()}
 
 def batches(loader, device):
     """The loader's batches on the device, but for n_frames: so the host knows the longest clip without waiting."""
     for batch in loader:
-        yield {name: value if name == "n_frames" else value.to(device, non_blocking=True)
-               for name, value in batch.items()}
-
+        yield {name: x if name == "n_frames" else x.to(device, non_blocking=True) for name, x in batch.items()}
 
 def training_statistics(clips, pose_dim, min_count):
     """One pass over the training clips -> the statistics that a model keeps, and the vocabulary."""
-    total, squares, count = np.zeros((3, pose_dim))
-    words, frames, seconds = Counter(), 0, 0.0
+    (total, squares, count), words, frames, seconds = np.zeros((3, pose_dim)), collections.Counter(), 0, 0.0
     for rows in clips.with_format("numpy").iter(CHUNK):
         pose = np.concatenate(list(rows["pose"])).reshape(-1, pose_dim).astype(np.float64)
         total += np.nansum(pose, 0)
@@ -556,141 +447,115 @@ def training_statistics(clips, pose_dim, min_count):
                       seconds_per_gloss=seconds / words.total())
     return {name: torch.tensor(value).float() for name, value in statistics.items()}, ["<pad>", "<unk>", *kept]
 
-
 # ---- models: model(tokens, token_mask, n_frames=None) -> pose (B, max_frames, D), seconds (B,)
-
 def waves(x):
     """(...) -> (..., 11): a number with sines and cosines of it, so that a linear layer can resolve it finely."""
     angles = x[..., None] * math.pi * 2.0 ** torch.arange(5, device=x.device)
     return torch.cat([x[..., None], angles.sin(), angles.cos()], -1)
 
-
 class TwoWayGRU(nn.Module):
     """(B, L, inputs) and a mask (B, L) -> (B, L, outputs); the way back begins at the last real element."""
-
     def __init__(self, inputs, outputs):
         super().__init__()
-        self.there, self.back = (nn.GRU(inputs, outputs // 2, batch_first=True) for _ in range(2))
-
+        self.there, self.back = (nn.GRU(inputs, (outputs + i) // 2, batch_first=True) for i in range(2))
     def forward(self, x, mask):
         steps, lengths = torch.arange(x.shape[1], device=x.device), mask.sum(1, keepdim=True)
         turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]
         back = self.back(x.gather(1, turned.expand_as(x)))[0]
         return torch.cat([self.there(x)[0], back.gather(1, turned.expand_as(back))], -1)
 
-
 class PoseModel(nn.Module):
-    """What the models share: glosses with durations, frames that are placed on them, poses in real units.
-
-    Every gloss predicts a positive duration. Their sum is the clip's, their running sums give each gloss its stretch
-    of the time line, and a frame reads the encoder through a soft window around these stretches. No frame depends on
-    another one's result, so all are decoded in one call. Subclasses give `encode` and `decode`.
-    """
+    """What the models share. Every gloss predicts a positive duration. Their sum is the clip's, their running sums give
+    each gloss its stretch of the time line, and a frame reads the encoder through a soft window around it. No frame
+    depends on another one's result, so all are decoded in one call. Subclasses give `encode` and `decode`."""
     title, learning_rate = "GRU", "LR_GRU"
-
     def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout):
         super().__init__()
         self.max_frames, self.fps = max_frames, fps
         self.duration = nn.Sequential(nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1))
         self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
-        self.query = nn.Linear(states_dim + 33, query_dim)
-        self.output = nn.Linear(query_dim, pose_dim)
+        self.query, self.output = nn.Linear(states_dim + 33, query_dim), nn.Linear(query_dim, pose_dim)
         self.dropout = nn.Dropout(dropout)
         for name in ("mean", "deviation", "seen"):  # see training_statistics
             self.register_buffer(name, torch.ones(pose_dim))
         self.register_buffer("seconds_per_gloss", torch.ones(()))
-
     def forward(self, tokens, token_mask, n_frames=None):
         """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
         states = self.encode(tokens, token_mask)  # (B, S, H)
-        # (B, S) in mean glosses; log(e - 1) lets them begin at 1
-        durations = F.softplus(self.duration(states).squeeze(-1).float() + math.log(math.e - 1)) * token_mask
+        raw = self.duration(states).squeeze(-1).float() + math.log(math.e - 1)  # so that durations begin at 1
+        durations = nn.functional.softplus(raw) * token_mask  # (B, S) in mean glosses
         seconds = durations.sum(1) * self.seconds_per_gloss
-        if n_frames is None:
-            n_frames = (seconds * self.fps).round().long().clamp(1, self.max_frames)
+        n_frames = self.frames(seconds) if n_frames is None else n_frames
         longest, n_frames = int(n_frames.max()), n_frames.to(tokens.device, non_blocking=True)[:, None]
         step = torch.arange(longest, device=tokens.device)
         queries = self.place(states, token_mask, durations, step / self.max_frames, step / (n_frames - 1).clamp(min=1))
         hidden = self.decode(self.dropout(queries), step < n_frames, states, token_mask)
         pose = self.output(self.dropout(hidden)).float() * self.deviation + self.mean
-        return F.pad(pose * (step < n_frames)[..., None], (0, 0, 0, self.max_frames - longest)), seconds
-
+        pose = pose * (step < n_frames)[..., None]
+        return nn.functional.pad(pose, (0, 0, 0, self.max_frames - longest)), seconds
+    def frames(self, seconds):
+        return (seconds * self.fps).round().long().clamp(1, self.max_frames)
     def place(self, states, token_mask, durations, time, phase):
         """time (T,), phase (B, T): 0 at a clip's first frame, 1 at its last -> queries (B, T, H)."""
         ends = durations.cumsum(1)
         at = (phase.clamp(max=1) * ends[:, -1:])[..., None]
-        starts, ends, softness = (ends - durations)[:, None], ends[:, None], self.log_softness.exp()
-        nearness = F.logsigmoid((at - starts) / softness) + F.logsigmoid((ends - at) / softness)  # (B, T, S)
+        starts, ends = (ends - durations)[:, None], ends[:, None]
+        softness = self.log_softness.exp()
+        nearness = sum(nn.functional.logsigmoid(x / softness) for x in (at - starts, ends - at))  # (B, T, S)
         window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
         within = ((at - starts) / durations[:, None].clamp(min=0.01)).clamp(-0.5, 1.5)
         position = (window[..., None] * waves(within)).sum(2)
         return self.query(torch.cat([window.to(states.dtype) @ states, position, waves(phase),
                                      waves(time).expand(*phase.shape, -1)], -1))
 
-
 class GRUModel(PoseModel):
     """A bidirectional GRU over the glosses, a GRU decoder over the frames."""
-
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.encoder = TwoWayGRU(embed_dim, hidden_dim)
-        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
-
+        self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)
     def encode(self, tokens, token_mask):
         return self.dropout(self.encoder(self.dropout(self.embedding(tokens)), token_mask))
-
     def decode(self, queries, frame_mask, states, token_mask):
         return queries + self.decoder(queries, frame_mask)
-
 
 class TransformerModel(PoseModel):
     """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
     title, learning_rate = "Transformer", "LR_TRANSFORMER"
-
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
-        self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.order = nn.Linear(11, embed_dim)
-        layer = dict(nhead=4, dim_feedforward=hidden_dim, dropout=dropout, batch_first=True, norm_first=True)
+        self.embedding, self.order = nn.Embedding(vocabulary, embed_dim, PAD), nn.Linear(11, embed_dim)
+        layer = dict(nhead=math.gcd(4, embed_dim), dim_feedforward=hidden_dim, dropout=dropout,
+                     batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(embed_dim, **layer), 3, nn.LayerNorm(embed_dim),
                                              enable_nested_tensor=False)
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(embed_dim, **layer), 3, nn.LayerNorm(embed_dim))
-
     def encode(self, tokens, token_mask):
         order = self.order(waves(torch.arange(tokens.shape[1], device=tokens.device) / 32))
         return self.encoder(self.dropout(self.embedding(tokens) + order), src_key_padding_mask=~token_mask)
-
     def decode(self, queries, frame_mask, states, token_mask):
         return self.decoder(queries, states, tgt_key_padding_mask=~frame_mask, memory_key_padding_mask=~token_mask)
-
 
 class BertModel(GRUModel):
     """A pretrained encoder, whose word pieces take the place of the glosses, with the GRU decoder."""
     title = "BERT"
-
-    def __init__(self, bert_config, embed_dim, hidden_dim, dropout, **sizes):
+    def __init__(self, bert_config, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         PoseModel.__init__(self, hidden_dim, hidden_dim, dropout=dropout, **sizes)
         self.pretrained = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**bert_config))
         self.pretrained.pooler = None  # nothing reads it
         self.bridge = nn.Linear(self.pretrained.config.hidden_size, hidden_dim)
         self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
-
     def encode(self, tokens, token_mask):
         states = self.pretrained(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
         return self.dropout(self.bridge(states))
 
-
 MODELS = {"gru": GRUModel, "transformer": TransformerModel, "bert": BertModel}
 
-
 def new_model(name, statistics, vocabulary, settings):
-    """-> a fresh model, its Tokens, and what a checkpoint needs to build both again. BERT's weights come from
-    BERT_NAME; SystemExit where there are none.
-    """
+    """-> a fresh model (BERT's from BERT_NAME), its Tokens, and what a checkpoint needs to build both again."""
     spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": settings.MAX_GLOSS_LEN}
     names = "EMBED_DIM", "HIDDEN_DIM", "DROPOUT", "POSE_DIM", "MAX_FRAMES", "FPS"
-    args = {name.lower(): getattr(settings, name) for name in names}
+    args = {"vocabulary": len(vocabulary), **{name.lower(): getattr(settings, name) for name in names}}
     if name == "bert":
         try:
             pretrained = transformers.AutoModel.from_pretrained(settings.BERT_NAME)
@@ -698,91 +563,71 @@ def new_model(name, statistics, vocabulary, settings):
         except (OSError, ValueError) as error:
             raise SystemExit(f"error: no weights for BERT_NAME {settings.BERT_NAME!r}; set it to a hub id that can be "
                              f"reached or to a folder with a model and a tokenizer ({str(error).splitlines()[0]})")
-        spelling["tokenizer"] = tokenizer.backend_tokenizer.to_str()
-        args["bert_config"] = pretrained.config.to_dict()
-    else:
-        args["vocabulary"] = len(vocabulary)
+        spelling["tokenizer"], args["bert_config"] = tokenizer.backend_tokenizer.to_str(), pretrained.config.to_dict()
     model = MODELS[name](**args)
     model.load_state_dict(statistics, strict=False)
     if name == "bert":
         model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)  # but for the pooler
     return model, Tokens(**spelling), {"model": name, "model_args": args, "tokens": spelling}
 
-
-def write_whole(path, data):
-    """Write bytes to a temporary file and rename it: `path` is the old file or the new one, never half of one."""
-    try:
-        with open(f"{path}.tmp", "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.tmp", path)
-    except OSError as error:
-        Path(f"{path}.tmp").unlink(missing_ok=True)
-        raise SystemExit(f"error: {path} cannot be written ({error.strerror}); what was there before stays")
-
-
-def save_checkpoint(path, contents):
-    """Plain containers and tensors -> a checkpoint that loads with weights_only=True."""
-    file = io.BytesIO()
-    torch.save(contents, file)
-    write_whole(path, file.getbuffer())
-
-
 # ---- training
-
 def pose_difference(pose, target):
     """pose (B, max_frames, D), target (B, T, D) -> pose - target, 0 where it was not seen, and where it was."""
     seen = target.isfinite()
     return torch.where(seen, pose[:, :target.shape[1]] - target, 0), seen
 
+def speeds(pose):
+    """(B, T, D) -> (B, T - 1, K): how far each point moves in a frame; NaN where it was not seen before and after."""
+    x, y = pose.diff(dim=1).unflatten(-1, (-1, 2)).unbind(-1)
+    return (x**2 + y**2 + 1e-8).sqrt()  # whose gradient is finite at 0
 
-def training_loss(model, batch, duration_weight):
-    """-> the loss: masked MSE over the variance of the training poses, and the squared error of the log duration; and
-    the MSE's parts, the sum of squares and the number of what was seen.
-    """
+def training_loss(model, batch, settings):
+    """-> the loss: masked MSE over the variance of the training poses, relative squared error of the points' speeds,
+    which an average of clips misses, squared error of the log duration; and the MSE's sum of squares and count."""
     pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
     difference, seen = pose_difference(pose, batch["pose"])
     squares, count = difference.square().sum(), seen.sum()
-    variance = (model.deviation**2 * model.seen).sum() / model.seen.sum()
+    variance, real = (model.deviation**2 * model.seen).sum() / model.seen.sum(), speeds(batch["pose"])
+    slow = torch.where(real.isfinite(), speeds(pose[:, :seen.shape[1]]) - real, 0).square().sum()
     late = (seconds.clamp(min=0.001).log() - batch["seconds"].log()).square().mean()
-    return squares / count.clamp(min=1) / variance + duration_weight * late, squares.detach(), count
-
+    slow = slow / real.square().nansum().clamp(min=1e-6)
+    loss = squares / count.clamp(min=1) / variance + settings.SPEED_WEIGHT * slow + settings.DURATION_WEIGHT * late
+    return loss, squares.detach(), count
 
 class Trainer:
     """A model in training: its optimizer and schedule, and `averaged`, the moving average of its weights, which is what
-    is evaluated and saved. The learning rates rise, then fall along half a cosine, over all `steps`.
-    """
-
+    is evaluated and saved. The learning rates rise, then fall along half a cosine, over all `steps`."""
     def __init__(self, model, steps, settings, precision=torch.float32):
         self.model, self.averaged, self.settings = model, copy.deepcopy(model).requires_grad_(False), settings
-        self.device, self.precision = model.mean.device, precision
-        groups = [{"params": [], "lr": getattr(settings, model.learning_rate)}, {"params": [], "lr": settings.LR_BERT}]
-        for name, value in model.named_parameters():
-            groups[name.startswith("pretrained.")]["params"].append(value)
-        self.optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+        self.device, self.precision, self.stops = model.mean.device, precision, []  # signals: stop after this batch
+        rates = [(False, getattr(settings, model.learning_rate)), (True, settings.LR_BERT)]
+        self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
+            value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
+            for pretrained, rate in rates], fused=True)
         rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
             1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
-
     def epoch(self, loaders, number):
-        """One epoch and its validation, reported by a line of fixed width -> the metrics."""
+        """One epoch and its validation, reported by a line of fixed width -> the metrics; {} if it was stopped."""
         began, label = time.time(), f"{self.model.title} epoch {number}/{self.settings.EPOCHS}"
-        metrics = {"train_mse": self.train(loaders["train"], number, label),
+        train_mse = self.train(loaders["train"], number, label)
+        if self.stops:
+            return {}
+        metrics = {"epoch": number, "train_mse": train_mse, "learning_rate": self.schedule.get_last_lr()[0],
                    **evaluate(self.averaged, loaders["validation"], self.device), "seconds": time.time() - began}
         print("{0:<23} train mse {train_mse:8.5f}   val mse {val_mse:8.5f}   mae {val_mae:7.5f}   motion {motion:5.2f}"
               "   duration error {duration_error:5.2f} s   {seconds:6.1f} s".format(label, **metrics), flush=True)
         return metrics
-
     def train(self, loader, epoch, label):
-        """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite."""
+        """One pass over the training clips -> their MSE on the way. SystemExit where the loss is not finite."""
         self.model.train()
         loader.sampler.set_epoch(epoch)
-        sums = torch.zeros(2, device=self.device, dtype=torch.float64)
-        for batch in tqdm(batches(loader, self.device), label, len(loader), leave=False, disable=None):
+        torch.manual_seed(self.settings.SEED + 1000003 * epoch)  # so that a resumed run goes on alike
+        sums, bad = torch.zeros(2, device=self.device, dtype=torch.float64), torch.tensor(-1, device=self.device)
+        for i, batch in enumerate(tqdm(batches(loader, self.device), label, len(loader), leave=False, disable=None)):
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                loss, squares, count = training_loss(self.model, batch, self.settings.DURATION_WEIGHT)
+                loss, squares, count = training_loss(self.model, batch, self.settings)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
@@ -791,103 +636,257 @@ class Trainer:
             self.scaler.update()
             self.schedule.step()
             step = self.schedule.last_epoch  # the average's memory grows with the steps, up to 1 / (1 - average)
-            follow = get_ema_multi_avg_fn(min(self.settings.AVERAGE, (1 + step) / (10 + step)))
+            follow = torch.optim.swa_utils.get_ema_multi_avg_fn(min(self.settings.AVERAGE, (1 + step) / (10 + step)))
             follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
             sums += torch.stack([squares, count]).double()
-        if not sums.isfinite().all():
-            raise SystemExit(f"error: the loss is not finite any more in {label}; lower the learning rate")
-        return (sums[0] / sums[1]).item()
-
+            bad = torch.where(loss.isfinite(), -1, torch.where(bad < 0, i, bad))  # the first of those in a row
+            if i % 20 == 19 or i + 1 == len(loader) or self.stops:  # seldom, since the host waits for the device here
+                if (first := bad.item()) >= 0 and i - first >= 20 * self.scaler.is_enabled():  # which seeks its scale
+                    clips = loader.dataset[list(loader.batch_sampler)[first]]
+                    sound = min(clips["seconds"]) > 0 and not any(np.isinf(pose).any() for pose in clips["pose"])
+                    raise SystemExit(f"error: the loss of {label}, batch {first + 1} is not finite; " + (
+                        "the data is sound, so lower the learning rate" if sound else "its clips hold such numbers"))
+                if self.stops:
+                    break
+        squares, count = sums.tolist()
+        return squares / count
 
 @torch.no_grad()
 def evaluate(model, loader, device):
-    """-> the metrics over real frames and seen points, at the real lengths: val_mse, val_mae, mean_pose_mse in
-    (squared) shoulder widths; motion, the path of the generated hands over that of the real; duration_error, seconds.
-    """
+    """-> the metrics over real frames and seen points, at real lengths: val_mse, val_mae, mean_pose_mse in (squared)
+    shoulder widths; motion, the path of the generated hands over that of the real ones; duration_error in seconds."""
     model.eval()
-    sums, clips = torch.zeros(7, device=device, dtype=torch.float64), 0
+    sums, points = torch.zeros(8, device=device, dtype=torch.float64), model.mean.numel() // 2
+    moving = HANDS_AND_WRISTS if points == len(POINTS) else range(points)
     for batch in batches(loader, device):
         pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
         difference, seen = pose_difference(pose, batch["pose"])
         at_mean, _ = pose_difference(model.mean.expand_as(pose), batch["pose"])
-        moving = HANDS_AND_WRISTS if pose.shape[-1] == 2 * len(POINTS) else range(pose.shape[-1] // 2)
-        both = (seen[:, 1:] & seen[:, :-1])[..., ::2][..., moving]  # (B, T - 1, points): seen before and after the step
-        steps = [x[:, :seen.shape[1]].unflatten(-1, (-1, 2))[:, :, moving].diff(dim=1).norm(dim=-1)
-                 for x in (pose, batch["pose"])]
+        steps = [speeds(x[:, :seen.shape[1]])[..., moving] for x in (pose, batch["pose"])]
         sums += torch.stack([difference.square().sum(), difference.abs().sum(), at_mean.square().sum(), seen.sum(),
-                             *(torch.where(both, step, 0).sum() for step in steps),
-                             (seconds - batch["seconds"]).abs().sum()]).double()
-        clips += len(seconds)
-    squares, absolute, at_mean, count, generated, real, late = sums.tolist()
+                             torch.where(steps[1].isfinite(), steps[0], 0).sum(), steps[1].nansum(),
+                             (seconds - batch["seconds"]).abs().sum(), torch.ones_like(seconds).sum()]).double()
+    squares, absolute, at_mean, count, generated, real, late, clips = sums.tolist()
     return {"val_mse": squares / count, "val_mae": absolute / count, "mean_pose_mse": at_mean / count,
             "motion": generated / max(real, 1e-9), "duration_error": late / clips}
-
-
 # ==== SHARED BLOCK: end
 
+# ---- what the best checkpoint says, beside its errors
+def aligned_error(pose, target):
+    """pose (T, K, 2), target (L, K, 2) -> the mean distance of seen keypoints, in shoulder widths, along the alignment
+    in time with the lowest sum (dynamic time warping)."""
+    distance, seen = np.linalg.norm(pose[:, None] - target, axis=-1), np.isfinite(target[..., 0])  # (T, L, K), (L, K)
+    costs = np.nansum(distance, -1) / seen.sum(-1).clip(1)
+    above = [(0.0, 0)] + [(math.inf, 0)] * len(target)  # of the cells of a row: the lowest sum up to there, its steps
+    for row in costs.tolist():
+        cells = [(math.inf, 0)]
+        for j, cost in enumerate(row):
+            total, steps = min(above[j], above[j + 1], cells[j])
+            cells.append((total + cost, steps + 1))
+        above = cells
+    return above[-1][0] / above[-1][1]
 
-def load_checkpoint(path, device):
-    """A checkpoint -> its model, ready to generate, its Tokens, and the rest of it; needs no data and no hub."""
+@torch.no_grad()
+def say_metrics(model, loader, device):
+    """-> val_dtw_mje, the mean joint error along the best alignment at the predicted length; recall_at_1, the share of
+    generated clips whose nearest real validation clip, both brought to 32 frames, has the same gloss."""
+    pairs, glosses = [], [split_glosses(gloss) for gloss in loader.dataset["gloss"]]
+    for batch in batches(loader, device):
+        pose, seconds = model(batch["tokens"], batch["token_mask"])
+        clips = [x.unflatten(-1, (-1, 2)).cpu().numpy() for x in (pose, batch["pose"])]
+        lengths = model.frames(seconds).tolist(), batch["n_frames"].tolist()
+        pairs += [(mine[:n], its[:m]) for mine, its, n, m in zip(*clips, *lengths)]
+    generated, real = (torch.tensor(np.stack([resample(clip, 32).ravel() for clip in part])) for part in zip(*pairs))
+    seen, real = real.isfinite().float(), real.nan_to_num()
+    distance = (generated**2 @ seen.T - 2 * generated @ real.T + (real**2).sum(1)) / seen.sum(1).clamp(min=1)
+    return {"val_dtw_mje": np.mean([aligned_error(*pair) for pair in pairs]), "recall_at_1": np.mean(
+        [glosses[i] == glosses[j] for i, j in enumerate(distance.argmin(1).tolist())])}
+
+# ---- poses that one can watch
+HAND_LINES = "0-1-2-3-4 0-5-6-7-8 0-9-10-11-12 0-13-14-15-16 0-17-18-19-20 5-9-13-17"
+FACE_LINES = "0-3-1-2-0 4-5-6 7-8-9 12-10-11-15-14-13-12 18-16-17-21-20-19-18"  # mouth, brows, eyes
+LIMBS = {part: [(int(a), int(b)) for chain in lines.split() for a, b in itertools.pairwise(chain.split("-"))]
+         for part, lines in zip(PARTS, (HAND_LINES, HAND_LINES, "3-1-0-2-4 5-6 5-7-9 6-8-10", FACE_LINES))}
+COLOURS = dict(zip(PARTS, ((43, 140, 222), (224, 112, 26), (138, 138, 138), (31, 158, 119))))
+CANVAS, UNIT, ORIGIN = 1000, 200, (500, 330)  # pixels: the canvas, a shoulder width, the place of the origin
+
+@torch.no_grad()
+def generate(model, tokens, sentences, device):
+    """Sentences -> [(pose (T, K, 2) in pixels, NaN = never seen in training; its seconds)]."""
+    made = []
+    for first in range(0, len(sentences), 64):
+        pose, seconds = model(*(x.to(device) for x in tokens(sentences[first:first + 64])))
+        pose = torch.where(model.seen > 0, pose, math.nan).unflatten(-1, (-1, 2)).cpu().numpy() * UNIT + ORIGIN
+        made += [(clip[:n], s) for clip, n, s in zip(pose, model.frames(seconds).tolist(), seconds.tolist())]
+    return made
+
+def write_pose(path, pose, seconds):
+    """Pixels (T, K, 2) -> a .pose file (pose-format 0.2) that lasts `seconds`."""
+    parts = [PoseHeaderComponent(part, names, LIMBS[part], [COLOURS[part]] * len(LIMBS[part]), "XYC")
+             for part, names in PARTS.items()]
+    pose, file = pose.astype(np.float32)[:, None], io.BytesIO()
+    body = NumPyPoseBody(len(pose) / seconds, np.nan_to_num(pose), np.isfinite(pose).all(-1).astype(np.float32))
+    Pose(PoseHeader(0.2, PoseHeaderDimensions(CANVAS, CANVAS, 0), parts), body).write(file)
+    write_whole(path, file.getbuffer())
+
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Gloss to pose</title><style>:root { color-scheme: light dark } canvas { width: 100%; display: block }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 0 .8rem } #slider { flex: 1 }
+div { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center } select, button { font: inherit; max-width: 90% }
+</style><h1 id="gloss" aria-live="polite"></h1><canvas id="canvas" role="img"></canvas>
+<div><button id="play"></button><input id="slider" type="range" min="0" aria-label="Frame"><output id="count"></output>
+<label>Speed <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
+<label>Sentence <select id="sentence"></select></label></div><p>Keys: space plays and pauses, &larr; &rarr; step,
+&uarr; &darr; change the sentence. The left hand is blue, the right one orange.</p><script>
+const items = __ITEMS__, lines = __LINES__, context = canvas.getContext("2d")
+let item, time, paused = false, before = 0
+function draw(now) {
+  const scale = devicePixelRatio, width = canvas.clientWidth * scale, n = item.clips.length
+  const side = Math.min(640 * scale, width / n)
+  if (!paused) time = (time + Math.min(now - before, 100) / 1000 * speed.value) % item.seconds
+  slider.value = Math.floor(time / item.seconds * item.n + 1e-6), count.value = `${slider.valueAsNumber + 1}/${item.n}`
+  before = now, canvas.width = width, canvas.height = side, play.textContent = paused ? "Play" : "Pause"
+  item.clips.forEach(({ label, seconds, frames }, i) => {
+    const pose = frames[Math.min(frames.length - 1, Math.floor(time / seconds * frames.length + 1e-6))]
+    context.setTransform(side / 1000, 0, 0, side / 1000, width / 2 + (i - n / 2) * side, 0)
+    context.lineWidth = 6, context.lineCap = "round", context.font = "40px system-ui"
+    context.fillStyle = getComputedStyle(canvas).color, context.fillText(label, 20, 50)
+    for (const [a, b, colour] of lines)  // of a NaN nothing is drawn
+      context.strokeStyle = colour, context.beginPath(), context.moveTo(pose[2 * a], pose[2 * a + 1]),
+        context.lineTo(pose[2 * b], pose[2 * b + 1]), context.stroke()
+  })
+  requestAnimationFrame(draw)
+}
+function show(i) {
+  item = items.at(i % items.length), time = 0, sentence.selectedIndex = items.indexOf(item)
+  const longest = item.clips.reduce((a, b) => a.seconds > b.seconds ? a : b)
+  item.seconds = longest.seconds, item.n = longest.frames.length, slider.max = item.n - 1
+  gloss.textContent = item.gloss, canvas.ariaLabel = "A skeleton signs " + item.gloss
+}
+function step(by) { paused = true, time = (slider.valueAsNumber + by + item.n) % item.n * item.seconds / item.n }
+const keys = { " ": () => paused = !paused, ArrowLeft: () => step(-1), ArrowRight: () => step(1),
+  ArrowUp: () => show(sentence.selectedIndex - 1), ArrowDown: () => show(sentence.selectedIndex + 1) }
+items.forEach(item => sentence.add(new Option(item.gloss))), show(0), requestAnimationFrame(draw)
+play.onclick = keys[" "], slider.oninput = () => step(0), sentence.onchange = () => show(sentence.selectedIndex)
+onkeydown = event => keys[event.key] && event.target.tagName != "SELECT" && (event.preventDefault(), keys[event.key]())
+</script></html>
+"""
+
+def write_page(path, items):
+    """Sentences [(gloss, [(label, pose (T, K, 2) in pixels, seconds)])] -> one HTML file that plays them, by itself."""
+    first = dict(zip(PARTS, np.cumsum([0, *map(len, PARTS.values())]).tolist()))
+    lines = [(first[part] + a, first[part] + b, f"rgb{COLOURS[part]}") for part in PARTS for a, b in LIMBS[part]]
+    data = [{"gloss": gloss, "clips": [{"label": label, "seconds": seconds, "frames": pose.round().reshape(
+        len(pose), -1).tolist()} for label, pose, seconds in clips]} for gloss, clips in items]
+    page = PAGE.replace("__LINES__", json.dumps(lines)).replace("__ITEMS__", json.dumps(data).replace("<", "\\u003c"))
+    write_whole(path, page.encode())
+
+def predict(path, sentences, device):
+    """Sentences (["-"]: the lines of stdin) -> predictions/<number>_<gloss>.pose and predictions/index.html."""
+    model, tokens = load_checkpoint(path)
+    sentences = [line for line in sys.stdin.read().splitlines() if line.strip()] if sentences == ["-"] else sentences
+    glosses, items = [split_glosses(sentence) for sentence in sentences], []
+    if not all(glosses) or not glosses or model.mean.numel() != 2 * len(POINTS):
+        raise SystemExit("error: --predict needs a gloss in every sentence, and a checkpoint of the 76 keypoints")
+    os.makedirs("predictions", exist_ok=True)
+    for i, (words, made) in enumerate(zip(glosses, generate(model.to(device), tokens, sentences, device)), 1):
+        file = f"predictions/{i:03}_{re.sub(r'[^A-Z0-9]+', '_', ' '.join(words))[:60]}.pose"
+        write_pose(file, *made)
+        items.append((" ".join(words), [("", *made)]))
+        unknown = [word for word in words[:tokens.max_gloss_len] if not tokens.pieces and word not in tokens.number]
+        cut = f"   cut to {tokens.max_gloss_len} glosses" * (len(words) > tokens.max_gloss_len)
+        print(f"{file}   {made[1]:.2f} s{cut}{'   unknown: ' * bool(unknown)}{' '.join(unknown)}")
+    write_page("predictions/index.html", items)
+    print("predictions/index.html plays them")
+
+# ---- the training
+STATE = "model", "averaged", "optimizer", "schedule", "scaler"  # of a Trainer: what goes on after a stop
+
+def build(contents):
+    """What a best_<model>.pt holds -> its model, ready to generate, and its Tokens; needs no data and no hub."""
+    model = MODELS[contents["model"]](**contents["model_args"])
+    model.load_state_dict(contents["weights"])
+    return model.eval(), Tokens(**contents["tokens"])
+
+def load_checkpoint(path, use=build):
+    """A checkpoint -> what `use` makes of it; SystemExit, with one line, for a file that is none."""
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-        model = MODELS[contents["model"]](**contents["model_args"])
-        model.load_state_dict(contents["weights"])
-        return model.to(device).eval(), Tokens(**contents["tokens"]), contents
+        return use(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise SystemExit(f"error: there is no {path}; train the model first")
     except Exception as error:  # whatever a damaged or a foreign file brings about
         raise SystemExit(f"error: {path} is damaged or no checkpoint of this script ({type(error).__name__})")
 
-
-def write_log(path, lines):
-    """Epochs, as dicts with the same keys -> a CSV file."""
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, lines[0])
-    writer.writeheader()
-    writer.writerows(lines)
-    write_whole(path, file.getvalue().encode())
-
+def train(name, settings, going_on, device):
+    """The training of one model, which ends with the closing block. Its files are named at the top of this script."""
+    best_path, last_path, log, gpu = f"best_{name}.pt", f"last_{name}.pt", [], device.type == "cuda"
+    half = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else torch.float16
+    precision = half if gpu and settings.MIXED_PRECISION else torch.float32
+    clips, data = load_clips(settings)
+    statistics, vocabulary = training_statistics(clips["train"], settings.POSE_DIM, settings.MIN_GLOSS_COUNT)
+    print(f"device             {torch.cuda.get_device_name() if gpu else 'cpu'}, {precision}", flush=True)
+    torch.manual_seed(settings.SEED)
+    model, tokens, built = new_model(name, statistics, vocabulary, settings)
+    loaders = make_loaders(clips, tokens, settings, settings.LOADER_WORKERS)
+    trainer = Trainer(model.to(device), settings.EPOCHS * len(loaders["train"]), settings, precision)
+    def go_on(last):
+        other = [f"{key} was {last['settings'][key]!r}" for key, value in vars(settings).items() if key not in (
+            "PROCESSES", "LOADER_WORKERS", "PATIENCE", "MAX_BAD_SHARE") and last["settings"][key] != value]
+        if other or last["built"] != built:
+            raise SystemExit(f"error: {last_path} does not fit: {', '.join(other) or 'the data is another'}")
+        for part in STATE:
+            getattr(trainer, part).load_state_dict(last[part])
+        return last["log"]
+    def save_last():
+        state = {part: getattr(trainer, part).state_dict() for part in STATE}
+        write_whole(last_path, {"built": built, "settings": vars(settings), "log": log, **state})
+    if going_on:
+        log = load_checkpoint(last_path, go_on)
+    save_last()  # at once, so that a disk without room is found now
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: trainer.stops.append(number))
+    while True:
+        best = min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
+        if len(log) - best["epoch"] >= settings.PATIENCE or len(log) == settings.EPOCHS:
+            break
+        metrics = trainer.epoch(loaders, len(log) + 1)
+        if trainer.stops:
+            print(f"stopped in epoch {len(log) + 1}; {last_path} holds what is before it, {best_path} epoch "
+                  f"{best['epoch']}. Go on with: python train_final_model.py --model {name} --resume", flush=True)
+            raise SystemExit(128 + trainer.stops[0])
+        log.append(metrics)
+        if metrics["val_mse"] < best["val_mse"]:
+            weights = trainer.averaged.state_dict()
+            write_whole(best_path, {**built, "data": data, "metrics": metrics, "weights": weights})
+        rows = [",".join(map(str, row)) + "\n" for row in ([*log[0]], *(line.values() for line in log))]
+        write_whole(f"log_{name}.csv", "".join(rows).encode())
+        save_last()
+    model, tokens = load_checkpoint(best_path)  # what is reported is what the file holds
+    metrics = evaluate(model.to(device), loaders["validation"], device)
+    metrics.update(say_metrics(model, loaders["validation"], device))
+    some, items = clips["validation"].with_format("numpy").select(range(min(8, len(clips["validation"])))), []
+    for row, made in zip(some, generate(model, tokens, some["gloss"], device)):
+        real = row["pose"].reshape(-1, *made[0].shape[1:]) * UNIT + ORIGIN
+        items.append((str(row["gloss"]), [("real", real, float(row["seconds"])), ("generated", *made)]))
+    write_page(f"preview_{name}.html", items)
+    closing = {"data": data, "model": name, "parameters": sum(value.numel() for value in model.parameters()),
+               "best_epoch": best["epoch"], **{key: f"{value:.5f}" for key, value in metrics.items()},
+               "training_seconds": round(sum(line["seconds"] for line in log)), "checkpoint": best_path}
+    closing |= {"peak_gpu_memory_mb": torch.cuda.max_memory_allocated() // 2**20} if gpu else {}
+    print("", *(f"{key}: {value}" for key, value in closing.items()), sep="\n")
+    if metrics["val_mse"] >= metrics["mean_pose_mse"]:
+        print("warning: the model does not beat the mean pose, so it has learned nothing")
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], epilog="The settings are in the file.")
     parser.add_argument("--model", choices=MODELS, required=True)
-    name = parser.parse_args(argv).model
-    settings = read_settings(globals())
-    best_path, log_path = f"best_{name}.pt", f"log_{name}.csv"
-    device, precision = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32
-    if device.type == "cuda" and MIXED_PRECISION:
-        precision = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    clips, data = load_clips(settings)
-    statistics, vocabulary = training_statistics(clips["train"], POSE_DIM, MIN_GLOSS_COUNT)
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    print(f"device             {hardware}, {precision}", flush=True)
-    torch.manual_seed(SEED)
-    model, tokens, built = new_model(name, statistics, vocabulary, settings)
-    loaders = make_loaders(clips, tokens, settings, LOADER_WORKERS)
-    trainer = Trainer(model.to(device), EPOCHS * len(loaders["train"]), settings, precision)
-    log, best, started = [], {"val_mse": math.inf}, time.time()
-    for epoch in range(1, EPOCHS + 1):
-        metrics = trainer.epoch(loaders, epoch)
-        log.append({"epoch": epoch, **metrics, "learning_rate": trainer.schedule.get_last_lr()[0]})
-        write_log(log_path, log)
-        if metrics["val_mse"] < best["val_mse"]:
-            best = {**metrics, "epoch": epoch}
-            contents = {**built, "data": data, "metrics": best, "weights": trainer.averaged.state_dict()}
-            save_checkpoint(best_path, contents)
-        if epoch - best["epoch"] >= PATIENCE:
-            break
-    seconds = time.time() - started
-    model, _, _ = load_checkpoint(best_path, device)  # what is reported is what the file holds
-    metrics = evaluate(model, loaders["validation"], device)
-    closing = {"data": data, "model": name, "parameters": sum(value.numel() for value in model.parameters()),
-               "best_epoch": best["epoch"], **{key: f"{value:.5f}" for key, value in metrics.items()},
-               "training_seconds": round(seconds)}
-    if device.type == "cuda":
-        closing["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
-    print("\n" + "\n".join(f"{key}: {value}" for key, value in {**closing, "checkpoint": best_path}.items()))
-    if metrics["val_mse"] >= metrics["mean_pose_mse"]:
-        print("warning: the model does not beat the mean pose, so it has learned nothing")
-
+    parser.add_argument("--resume", action="store_true", help="go on with the run that last_<model>.pt is of")
+    parser.add_argument("--predict", nargs="+", metavar="GLOSSES", help="let best_<model>.pt sign; -: lines of stdin")
+    asked, settings = parser.parse_args(argv), read_settings(globals())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked.predict:
+        return predict(f"best_{asked.model}.pt", asked.predict, device)
+    train(asked.model, settings, asked.resume, device)
 
 if __name__ == "__main__":
     try:
@@ -895,5 +894,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C; checkpoints and prepared clips stay", file=sys.stderr)
         sys.exit(130)
+    except torch.OutOfMemoryError:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        sys.exit(f"error: the GPU is full at {peak:.1f} GiB; lower BATCH_SIZE = {BATCH_SIZE}, then HIDDEN_DIM")
     except OSError as error:  # the disk is full, a folder cannot be written, ...
         sys.exit(f"error: {error}")

@@ -57,9 +57,9 @@ def test_reads_each_clip_once_keeps_little_and_tries_again(hub, files, tmp_path,
     prepared = [path for path in kept if path.suffix == ".arrow" and "gloss_to_pose" in str(path)]
     assert prepared and sum(path.stat().st_size for path in prepared) <= 60_000 * len(UIDS)
 
-    hub.ranges.clear()
+    hub.requests.clear()
     second = run(tmp_path / "second", "model_selection.py", **{**TINY, "BATCH_SIZE": 4})
-    assert second.code == 0 and hub.ranges == []
+    assert second.code == 0 and hub.requests == []
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     offline = run(tmp_path / "offline", "model_selection.py", **TINY)
     assert offline.code == 0, offline.err

@@ -42,6 +42,10 @@ def clips(sentences=SENTENCES, lengths=LENGTHS, seed=0):
     return made
 
 
+def loss_of(model, batch, duration_weight, speed_weight=0):
+    return script.training_loss(model, batch, small(DURATION_WEIGHT=duration_weight, SPEED_WEIGHT=speed_weight))
+
+
 def gradient(model, loss):
     model.zero_grad()
     loss.backward()
@@ -54,12 +58,12 @@ def gradient(model, loss):
 def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_clips_one_by_one(name, bert):
     model, tokens, _ = build(name, bert)
     batch = script.collate(clips(), tokens, D)
-    loss, squares, count = script.training_loss(model, batch, 0.1)
+    loss, squares, count = loss_of(model, batch, 0.1)
     alone, alone_squares = 0, 0
     for clip in clips():
         one = script.collate([clip], tokens, D)
-        with_duration, one_squares, one_count = script.training_loss(model, one, 0.1)
-        of_pose = script.training_loss(model, one, 0)[0]
+        with_duration, one_squares, one_count = loss_of(model, one, 0.1)
+        of_pose = loss_of(model, one, 0)[0]
         alone += of_pose * one_count / count + (with_duration - of_pose) / len(clips())
         alone_squares += one_squares
     torch.testing.assert_close(squares, alone_squares, rtol=1e-4, atol=1e-4)
@@ -77,7 +81,7 @@ def test_the_loss_is_the_mean_of_the_squares_of_what_was_seen_over_the_variance(
     variance = (statistics()["deviation"][:-2] ** 2).mean().item()
     late = (np.log(seconds) - np.log(np.array(LENGTHS) / 25)) ** 2
     expected = np.nanmean(np.concatenate(squares)) / variance + 0.1 * late.mean()
-    assert script.training_loss(model, batch, 0.1)[0].item() == pytest.approx(expected, rel=1e-4)
+    assert loss_of(model, batch, 0.1)[0].item() == pytest.approx(expected, rel=1e-4)
 
 
 @names
@@ -86,7 +90,7 @@ def test_what_was_never_seen_gives_no_nan(name, bert):
     unseen = {**clips()[0], "pose": np.full(3 * D, np.nan, np.float32)}
     for batch in (script.collate(clips(), tokens, D), script.collate([unseen, clips()[0]], tokens, D),
                   script.collate([unseen], tokens, D)):
-        loss, *_ = script.training_loss(model, batch, 0.1)
+        loss, *_ = loss_of(model, batch, 0.1, 0.2)
         assert loss.isfinite() and gradient(model, loss).isfinite().all()
     loader = [script.collate(part, tokens, D) for part in (clips(), [unseen])]
     metrics = script.evaluate(model, loader, CPU)
@@ -308,9 +312,9 @@ sys.path.insert(0, sys.argv[1])
 import train_final_model as final
 poses = {}
 for name in ("gru", "transformer", "bert"):
-    model, tokens, contents = final.load_checkpoint(f"{name}.pt", torch.device("cpu"))
+    model, tokens = final.load_checkpoint(f"{name}.pt")
     with torch.no_grad():
-        poses[name] = *model(*tokens(["hello", "I want go school"])), contents["note"]
+        poses[name] = model(*tokens(["hello", "I want go school"]))
 torch.save(poses, "loaded.pt")
 """
 
@@ -320,16 +324,16 @@ def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tmp_path):
     for name in script.MODELS:
         model, tokens, built = build(name, folder)
         with torch.no_grad():
-            poses[name] = *model(*tokens(["hello", "I want go school"])), "kept"
-        script.save_checkpoint(f"{name}.pt", {**built, "weights": model.state_dict(), "note": "kept"})
+            poses[name] = model(*tokens(["hello", "I want go school"]))
+        script.write_whole(f"{name}.pt", {**built, "weights": model.state_dict()})
         torch.load(f"{name}.pt", weights_only=True)
     (tmp_path / "bert").rename(tmp_path / "elsewhere")
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["bert.pt", "gru.pt", "transformer.pt"]
     subprocess.run([sys.executable, "-c", LOAD, ROOT], cwd=tmp_path, check=True)
     loaded = torch.load("loaded.pt")
-    for name, (pose, seconds, note) in poses.items():
-        assert pose.abs().max() > 0.1 and loaded[name][2] == note
-        torch.testing.assert_close(loaded[name][:2], (pose, seconds))
+    for name, (pose, seconds) in poses.items():
+        assert pose.abs().max() > 0.1
+        torch.testing.assert_close(loaded[name], (pose, seconds))
 
 
 class Code:
@@ -351,12 +355,12 @@ def test_a_file_that_is_no_checkpoint_is_one_line_and_runs_no_code(contents, tmp
     elif contents == "foreign":
         torch.save({"state_dict": {}}, path)
     with pytest.raises(SystemExit, match="^error: .*best_gru.pt.*$"):
-        final.load_checkpoint(str(path), CPU)
+        final.load_checkpoint(str(path))
     assert not (tmp_path / "executed").exists()
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    script.save_checkpoint("best.pt", {"epoch": 1})
+    script.write_whole("best.pt", {"epoch": 1})
 
     def interrupted(contents, file):
         file.write(b"half")
@@ -364,5 +368,5 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        script.save_checkpoint("best.pt", {"epoch": 2})
+        script.write_whole("best.pt", {"epoch": 2})
     assert torch.load("best.pt") == {"epoch": 1}

@@ -74,7 +74,8 @@ def test_the_final_run_reports_its_best_epoch(final, name):
     done = final[name]
     assert done.code == 0, done.err
     closing = dict(line.split(": ") for line in done.out.split("\n\n")[-1].splitlines() if "warning" not in line)
-    assert {"parameters", "best_epoch", "val_mse", "val_mae", "mean_pose_mse", "training_seconds"} <= set(closing)
+    assert {"parameters", "best_epoch", "val_mse", "val_mae", "mean_pose_mse", "motion", "duration_error",
+            "val_dtw_mje", "recall_at_1", "training_seconds"} <= set(closing)
     assert closing["model"] == name and closing["data"] == "sample data" and closing["checkpoint"] == f"best_{name}.pt"
     with open(done.folder / f"log_{name}.csv", newline="") as file:
         log = list(csv.DictReader(file))
@@ -87,7 +88,8 @@ def test_the_final_run_reports_its_best_epoch(final, name):
     assert closing["best_epoch"] == best["epoch"]
     for key in ("val_mse", "val_mae", "mean_pose_mse"):
         assert float(closing[key]) == pytest.approx(float(best[key]), abs=2e-5)
-    model, _, contents = train_final_model.load_checkpoint(done.folder / f"best_{name}.pt", torch.device("cpu"))
+    model, _ = train_final_model.load_checkpoint(done.folder / f"best_{name}.pt")
+    contents = torch.load(done.folder / f"best_{name}.pt", weights_only=True)
     assert contents["metrics"]["epoch"] == int(best["epoch"])
     assert sum(value.numel() for value in model.parameters()) == int(closing["parameters"])
 
@@ -146,7 +148,7 @@ def test_early_stopping_keeps_the_best_epoch(name, errors, stopped, best, tiny, 
     out = capsys.readouterr().out
     assert len(epochs(out)["GRU"]) == stopped
     assert f"GRU: {errors[best - 1]:.4f}" in out or f"best_epoch: {best}\nval_mse: {errors[best - 1]:.5f}" in out
-    path, = tmp_path.glob("*.pt")
+    path, = [*tmp_path.glob("best_*.pt"), *tmp_path.glob("selection_*.pt")]
     assert torch.load(path, weights_only=True)["weights"]["mean"].eq(best).all() and not [*tmp_path.glob("*.tmp")]
 
 
