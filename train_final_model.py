@@ -24,8 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
-# ---- SETTINGS: edit and run again
-# Data
+# ---- SETTINGS: edit and run again. Data
 DATASET = "Exploration-Lab/iSign"    # hub id, a local folder of the same layout, or "sample"
 CONFIG = "iSign_v1.1"                # the data set's configuration; None: its default
 POSES = "iSign-poses_v1.1_part_*"    # archive parts within DATASET; or a path: parts, a zip, a folder of .pose files
@@ -41,7 +40,7 @@ MAX_BAD_SHARE = 0.2                  # a larger share of clips that cannot be us
 # Models
 BERT_NAME = "bert-base-uncased"      # hub id, or a folder with a model and its tokenizer
 EMBED_DIM, HIDDEN_DIM = 256, 512     # of the embeddings and the Transformer; of the GRUs and the feed-forward layers
-DROPOUT = 0.1
+DROPOUT, WORD_DROPOUT = 0.1, 0.1     # of the features; of the glosses, which become <unk> (not with BERT)
 # Training
 EPOCHS, PATIENCE = 60, 8             # at most; and without a lower validation MSE, before a run stops
 BATCH_SIZE = 8
@@ -81,8 +80,8 @@ def read_settings(script):
     for names, kind, low, high in [
             ("MAX_FRAMES MAX_GLOSS_LEN MIN_GLOSS_COUNT PROCESSES EPOCHS PATIENCE BATCH_SIZE", int, 1, 2**31),
             ("TRAIN_CLIPS VALIDATION_CLIPS SEED LOADER_WORKERS", int, 0, 2**31), ("FPS GRAD_CLIP", float, 1e-6, 1000),
-            ("POSE_DIM EMBED_DIM HIDDEN_DIM", int, 2, 2**31), ("VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WARMUP AVERAGE "
-             "LR_GRU LR_TRANSFORMER LR_BERT DURATION_WEIGHT SPEED_WEIGHT", float, 0, 0.99999)]:
+            ("POSE_DIM EMBED_DIM HIDDEN_DIM", int, 2, 2**31), ("VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WARMUP "
+             "WORD_DROPOUT AVERAGE LR_GRU LR_TRANSFORMER LR_BERT DURATION_WEIGHT SPEED_WEIGHT", float, 0, 0.99999)]:
         for name in settings.keys() & set(names.split()):
             if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
                 raise SystemExit(f"error: {name} = {settings[name]!r} makes no sense; it is a "
@@ -302,8 +301,7 @@ def load_rows(dataset, config, token):
     return rows, [i >= len(parts[0]) for i in range(len(rows))] if own else None
 
 def load_clips(settings):
-    """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name. Prints what there is, and
-    what was left out. SystemExit with one line where the data cannot be used."""
+    """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name. Prints what there is."""
     token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token()  # which does not read this variable
     dataset, poses = settings.DATASET, settings.POSES
     if dataset == ISIGN and token is None:
@@ -351,8 +349,7 @@ def load_clips(settings):
     return clips, name
 
 def sample_rows(n, seed):
-    """A synthetic Dataset of n rows, the same in every run: glosses with hand paths and shapes of their own, joined to
-    sentences of 1 to 4 with co-articulation, at varying speed."""
+    """A synthetic Dataset of n rows, the same in every run: sentences of 1 to 4 glosses that flow into each other."""
     words = "HELLO I YOU WANT GO SCHOOL HOUSE WATER EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK".split()
     head = """-.75j .1-.86j -.1-.86j .21-.8j -.21-.8j -.1-.55j .1-.55j -.5j -.58j -.18-.94j -.12-.97j -.05-.94j .18-.94j
         .12-.97j .05-.94j -.14-.86j -.1-.88j -.17-.85j -.14-.83j -.1-.83j -.06-.85j .14-.86j .1-.88j .17-.85j .14-.83j
@@ -387,7 +384,7 @@ def sample_rows(n, seed):
 # ---- from clips to batches
 class Tokens:
     """Gloss sentences -> tokens: numbers of the training split's glosses (`vocabulary`, which begins with <pad> and
-    <unk>), or the word pieces of a pretrained encoder (`tokenizer`, its JSON)."""
+    <unk>), or the word pieces of a pretrained encoder (`tokenizer`, its JSON); B sentences -> (B, S), mask (B, S)."""
     def __init__(self, vocabulary, tokenizer, max_gloss_len):
         self.number = {gloss: i for i, gloss in enumerate(vocabulary)}
         self.max_gloss_len, self.pieces = max_gloss_len, None
@@ -397,7 +394,6 @@ class Tokens:
                 file.write_text(tokenizer, encoding="utf8")
                 self.pieces = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
     def __call__(self, sentences):
-        """B sentences -> tokens (B, S), token_mask (B, S)."""
         rows = [split_glosses(sentence)[:self.max_gloss_len] for sentence in sentences]
         if self.pieces:  # lower case, as pretrained encoders know their words
             rows = self.pieces([" ".join(words).lower() for words in rows], truncation=True,
@@ -469,9 +465,9 @@ class PoseModel(nn.Module):
     each gloss its stretch of the time line, and a frame reads the encoder through a soft window around it. No frame
     depends on another one's result, so all are decoded in one call. Subclasses give `encode` and `decode`."""
     title, learning_rate = "GRU", "LR_GRU"
-    def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout):
+    def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout, word_dropout):
         super().__init__()
-        self.max_frames, self.fps = max_frames, fps
+        self.max_frames, self.fps, self.word_dropout = max_frames, fps, word_dropout
         self.duration = nn.Sequential(nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1))
         self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
         self.query, self.output = nn.Linear(states_dim + 33, query_dim), nn.Linear(query_dim, pose_dim)
@@ -495,6 +491,11 @@ class PoseModel(nn.Module):
         return nn.functional.pad(pose, (0, 0, 0, self.max_frames - longest)), seconds
     def frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
+    def embed(self, tokens):
+        if self.training:  # some glosses are <unk>, so that the others are not learned by heart together
+            dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
+            tokens = tokens.masked_fill(dropped & (tokens != PAD), UNK)
+        return self.embedding(tokens)
     def place(self, states, token_mask, durations, time, phase):
         """time (T,), phase (B, T): 0 at a clip's first frame, 1 at its last -> queries (B, T, H)."""
         ends = durations.cumsum(1)
@@ -515,7 +516,7 @@ class GRUModel(PoseModel):
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
         self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)
     def encode(self, tokens, token_mask):
-        return self.dropout(self.encoder(self.dropout(self.embedding(tokens)), token_mask))
+        return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))
     def decode(self, queries, frame_mask, states, token_mask):
         return queries + self.decoder(queries, frame_mask)
 
@@ -532,7 +533,7 @@ class TransformerModel(PoseModel):
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(embed_dim, **layer), 3, nn.LayerNorm(embed_dim))
     def encode(self, tokens, token_mask):
         order = self.order(waves(torch.arange(tokens.shape[1], device=tokens.device) / 32))
-        return self.encoder(self.dropout(self.embedding(tokens) + order), src_key_padding_mask=~token_mask)
+        return self.encoder(self.dropout(self.embed(tokens) + order), src_key_padding_mask=~token_mask)
     def decode(self, queries, frame_mask, states, token_mask):
         return self.decoder(queries, states, tgt_key_padding_mask=~frame_mask, memory_key_padding_mask=~token_mask)
 
@@ -554,7 +555,7 @@ MODELS = {"gru": GRUModel, "transformer": TransformerModel, "bert": BertModel}
 def new_model(name, statistics, vocabulary, settings):
     """-> a fresh model (BERT's from BERT_NAME), its Tokens, and what a checkpoint needs to build both again."""
     spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": settings.MAX_GLOSS_LEN}
-    names = "EMBED_DIM", "HIDDEN_DIM", "DROPOUT", "POSE_DIM", "MAX_FRAMES", "FPS"
+    names = "EMBED_DIM", "HIDDEN_DIM", "DROPOUT", "WORD_DROPOUT", "POSE_DIM", "MAX_FRAMES", "FPS"
     args = {"vocabulary": len(vocabulary), **{name.lower(): getattr(settings, name) for name in names}}
     if name == "bert":
         try:
@@ -673,8 +674,7 @@ def evaluate(model, loader, device):
 
 # ---- what the best checkpoint says, beside its errors
 def aligned_error(pose, target):
-    """pose (T, K, 2), target (L, K, 2) -> the mean distance of seen keypoints, in shoulder widths, along the alignment
-    in time with the lowest sum (dynamic time warping)."""
+    """pose (T, K, 2), target (L, K, 2) -> mean distance of seen keypoints along the best alignment in time (DTW)."""
     distance, seen = np.linalg.norm(pose[:, None] - target, axis=-1), np.isfinite(target[..., 0])  # (T, L, K), (L, K)
     costs = np.nansum(distance, -1) / seen.sum(-1).clip(1)
     above = [(0.0, 0)] + [(math.inf, 0)] * len(target)  # of the cells of a row: the lowest sum up to there, its steps
@@ -856,8 +856,7 @@ def train(name, settings, going_on, device):
             raise SystemExit(128 + trainer.stops[0])
         log.append(metrics)
         if metrics["val_mse"] < best["val_mse"]:
-            weights = trainer.averaged.state_dict()
-            write_whole(best_path, {**built, "data": data, "metrics": metrics, "weights": weights})
+            write_whole(best_path, built | {"data": data, "metrics": metrics, "weights": trainer.averaged.state_dict()})
         rows = [",".join(map(str, row)) + "\n" for row in ([*log[0]], *(line.values() for line in log))]
         write_whole(f"log_{name}.csv", "".join(rows).encode())
         save_last()

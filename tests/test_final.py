@@ -1,0 +1,376 @@
+"""What only the final script does: the closing metrics, a training that survives, hostile files."""
+import csv
+import math
+import os
+import random
+import resource
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import model_selection as script
+import train_final_model as final
+from helpers import pose_bytes, positions, small, write_isign, write_parts, zipped
+
+SETTINGS = dict(EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=4, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, MAX_FRAMES=16, PROCESSES=1,
+                DATASET="sample", LOADER_WORKERS=0, BATCH_SIZE=4)
+LAST, BEST, LOG = "last_gru.pt", "best_gru.pt", "log_gru.csv"
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The final script with tiny settings, on a tiny sample."""
+    sample_rows = final.sample_rows
+    monkeypatch.setattr(final, "sample_rows", lambda n, seed: sample_rows(n // 20, seed))
+    for setting, value in SETTINGS.items():
+        monkeypatch.setattr(final, setting, value)
+
+
+def fork(*arguments, kill_after=None, signal_at=None, limit=None):
+    """Run `main` in a process of its own -> (exit status, or the signal's number below 0; stdout; stderr).
+
+    kill_after: seconds until `kill -9`; signal_at: (signal, epoch, batch) that it sends itself there; limit: the
+    largest file that it may write, in bytes.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with open("out.txt", "w") as out, open("err.txt", "w") as err:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = out, err
+            try:
+                if limit:
+                    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                if signal_at:
+                    number, epoch, batch = signal_at
+                    training_loss, steps = final.training_loss, [0]
+
+                    def counted(*arguments):
+                        steps[0] += 1
+                        if steps[0] == 4 * (epoch - 1) + batch:  # 16 clips are 4 batches
+                            os.kill(os.getpid(), number)
+                        return training_loss(*arguments)
+                    final.training_loss = counted
+                final.main(["--model", "gru", *arguments])
+                code = 0
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else print(stop.code, file=err) or 1
+            except BaseException as error:
+                print("Traceback", repr(error), file=err)
+            finally:
+                out.flush()
+                err.flush()
+                os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status), open("out.txt").read(), open("err.txt").read()
+
+
+def outcome():
+    """The log without the times, and the weights of both checkpoints."""
+    with open(LOG, newline="") as file:
+        log = [{key: value for key, value in line.items() if key != "seconds"} for line in csv.DictReader(file)]
+    best, last = (torch.load(path, weights_only=True) for path in (BEST, LAST))
+    return log, best["weights"], last["model"], last["averaged"], last["optimizer"]["state"]
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+# ---- the closing metrics
+
+def test_the_aligned_error_is_that_of_the_best_path():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        pose, target = (rng.normal(size=(rng.integers(1, 6), 3, 2)).astype(np.float32) for _ in range(2))
+        target[rng.random(target.shape[:2]) < 0.2] = np.nan
+        target[:, 0] = 1
+        cost = [[np.mean([math.dist(p, q) for p, q in zip(a, b) if np.isfinite(q).all()]) for b in target] for a in pose]
+
+        def paths(i, j):
+            if i == j == 0:
+                yield [cost[0][0]]
+            for k, m in ((i - 1, j - 1), (i - 1, j), (i, j - 1)):
+                if k >= 0 and m >= 0:
+                    yield from (path + [cost[i][j]] for path in paths(k, m))
+        best = min(paths(len(pose) - 1, len(target) - 1), key=sum)
+        assert final.aligned_error(pose, target) == pytest.approx(np.mean(best), rel=1e-4)
+    slow = np.repeat(pose, 3, 0)
+    assert final.aligned_error(slow, pose) == pytest.approx(0, abs=1e-6)
+    assert final.aligned_error(pose + [3, 4], pose) == pytest.approx(5, rel=1e-3) or len(pose) > 1
+
+
+class Answers(torch.nn.Module):
+    """Says, for the gloss that is the number i, poses[i], of lengths[i] frames."""
+
+    def __init__(self, poses, lengths):
+        super().__init__()
+        self.poses, self.lengths = poses, torch.tensor(lengths)
+
+    def forward(self, tokens, token_mask):
+        chosen = tokens[:, 0] - 2
+        return self.poses[chosen], self.lengths[chosen] / 25
+
+    def frames(self, seconds):
+        return (seconds * 25).round().long()
+
+
+def test_recall_and_the_aligned_error_of_known_answers():
+    rng, lengths, n = np.random.default_rng(1), [9, 12, 7, 30], 30
+    real = [rng.normal(size=(length, 4)).cumsum(0).astype(np.float32) for length in lengths]
+    clips = script.datasets.Dataset.from_list([
+        {"gloss": f"w{i}", "problem": "", "seconds": length / 25, "pose": pose.ravel()}
+        for i, (pose, length) in enumerate(zip(real, lengths))], features=script.CLIP)
+    tokens = script.Tokens(["<pad>", "<unk>", *(f"W{i}" for i in range(4))], "", 3)
+    loader = script.make_loaders({"validation": clips}, tokens, small(POSE_DIM=4, BATCH_SIZE=3))["validation"]
+    padded = torch.stack([torch.nn.functional.pad(torch.tensor(pose), (0, 0, 0, n - len(pose))) for pose in real])
+    device = torch.device("cpu")
+    right = final.say_metrics(Answers(padded, lengths), loader, device)
+    assert right == {"val_dtw_mje": pytest.approx(0, abs=1e-6), "recall_at_1": 1}
+    swapped = final.say_metrics(Answers(padded[[1, 0, 2, 3]], [lengths[i] for i in (1, 0, 2, 3)]), loader, device)
+    assert swapped["recall_at_1"] == 0.5 and swapped["val_dtw_mje"] > 0.1
+    apart = final.say_metrics(Answers(padded + torch.tensor([3.0, 4, 3, 4]), lengths), loader, device)
+    assert 0.1 < apart["val_dtw_mje"] <= 5.001
+
+
+# ---- a run that is stopped goes on as if it had not been
+
+def test_killed_at_any_moment_a_resumed_run_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch):
+    (tmp_path / "unbroken").mkdir()
+    monkeypatch.chdir(tmp_path / "unbroken")
+    began = time.time()
+    code, out, err = fork()
+    took, expected = time.time() - began, outcome()
+    assert code == 0 and len(expected[0]) == 4, err
+
+    monkeypatch.chdir(tmp_path)
+    rng, kills, rounds = random.Random(5), 0, 0
+    while kills < 20 or rounds < 3:
+        for path in (BEST, LAST, LOG):
+            (tmp_path / path).unlink(missing_ok=True)
+        code = None
+        while code != 0:
+            resumable = (tmp_path / LAST).exists()
+            patience = rng.uniform(0.1, 0.9) * took if kills < 24 else None
+            code, out, err = fork(*["--resume"] * resumable, kill_after=patience)
+            assert code in (0, -signal.SIGKILL), err
+            kills += code != 0
+            for path in (BEST, LAST):
+                if (tmp_path / path).exists():
+                    torch.load(path, weights_only=True)
+            assert "Traceback" not in err
+        assert same(outcome(), expected)
+        rounds += 1
+    assert kills >= 20
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_after_the_batch_and_says_how_to_go_on(number, status, tiny, tmp_path, monkeypatch):
+    code, out, err = fork()
+    expected = outcome()
+    (tmp_path / "stopped").mkdir()
+    monkeypatch.chdir(tmp_path / "stopped")
+    code, out, err = fork(signal_at=(number, 3, 2))
+    assert code == status and "Traceback" not in err
+    line = out.splitlines()[-1]
+    assert "stopped in epoch 3" in line and line.endswith("python train_final_model.py --model gru --resume")
+    assert len(torch.load(LAST, weights_only=True)["log"]) == 2
+    assert fork("--resume")[0] == 0 and same(outcome(), expected)
+    code, out, err = fork("--resume")  # there is nothing left to do
+    assert code == 0 and " epoch " not in out.split("best_epoch")[0] and same(outcome(), expected)
+
+
+def test_what_does_not_fit_is_not_resumed(tiny, monkeypatch, tmp_path):
+    code, out, err = fork("--resume")
+    assert code == 1 and err.startswith("error: there is no last_gru.pt") and err.count("\n") == 1
+    assert fork()[0] == 0
+    before = {path: (tmp_path / path).read_bytes() for path in (LAST, BEST, LOG)}
+    for setting, value in (("BATCH_SIZE", 2), ("LR_GRU", 0.5), ("HIDDEN_DIM", 8)):
+        with monkeypatch.context() as patch:
+            patch.setattr(final, setting, value)
+            code, out, err = fork("--resume")
+        assert code == 1 and err.startswith("error: last_gru.pt does not fit") and f"{setting} was" in err, err
+    sample_rows = final.sample_rows
+    monkeypatch.setattr(final, "sample_rows", lambda n, seed: sample_rows(n, seed).map(lambda row: {
+        "gloss": row["gloss"].lower().replace("i", "y")}))
+    code, out, err = fork("--resume")
+    assert code == 1 and "the data is another" in err
+    monkeypatch.setattr(final, "sample_rows", sample_rows)
+    (tmp_path / LAST).write_bytes(before[LAST][:-1000])
+    code, out, err = fork("--resume")
+    assert code == 1 and err.startswith("error: last_gru.pt is damaged") and err.count("\n") == 1
+    assert (tmp_path / BEST).read_bytes() == before[BEST]
+    for setting, value in (("PROCESSES", 2), ("PATIENCE", 5)):  # these make no difference
+        monkeypatch.setattr(final, setting, value)
+    (tmp_path / LAST).write_bytes(before[LAST])
+    assert fork("--resume")[0] == 0
+
+
+# ---- disks and files
+
+def test_a_disk_without_room_is_one_line_and_nothing_is_lost(tiny, tmp_path):
+    assert fork()[0] == 0
+    before = {path: (tmp_path / path).read_bytes() for path in (BEST, LAST, LOG)}
+    code, out, err = fork(limit=50_000)  # less than last_gru.pt; more than the clips
+    assert code == 1 and "last_gru.pt cannot be written" in err and err.count("\n") == 1, err
+    assert " epoch " not in out  # before any training
+    assert {path: (tmp_path / path).read_bytes() for path in before} == before
+    assert not [*tmp_path.glob("*.tmp")]
+
+
+@pytest.mark.parametrize("name", [LAST, BEST, LOG, "preview_gru.html"])
+def test_a_folder_where_a_file_should_be_is_one_line(name, tiny, tmp_path):
+    (tmp_path / name).mkdir()
+    code, out, err = fork()
+    assert code == 1 and err.startswith("error: ") and name in err and err.count("\n") == 1, err
+
+
+def test_room_for_the_clips_is_looked_for_first(tiny, monkeypatch):
+    from types import SimpleNamespace
+    monkeypatch.setattr(final.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(SystemExit, match="^error: .* needs up to .* MB for the clips; make room.*$"):
+        final.load_clips(small(**{**SETTINGS, "MAX_BAD_SHARE": 0.2}))
+
+
+@pytest.mark.parametrize("cause", ["data", "model"])
+def test_a_loss_that_is_not_finite_names_its_batch_and_its_cause(cause, tiny, tmp_path, monkeypatch):
+    assert fork()[0] == 0
+    best = (tmp_path / BEST).read_bytes()
+    if cause == "model":
+        monkeypatch.setattr(final, "LR_GRU", 0.9)
+        training_loss, steps = final.training_loss, []
+
+        def infinite(*arguments):
+            steps.append(0)
+            loss, *rest = training_loss(*arguments)
+            return loss * (math.inf if len(steps) == 6 else 1), *rest
+        monkeypatch.setattr(final, "training_loss", infinite)
+    else:
+        load_clips = final.load_clips
+
+        def spoiled(settings):
+            clips, name = load_clips(settings)
+            clips["train"] = clips["train"].map(lambda row, i: {"seconds": 0.0 if i == 5 else row["seconds"]},
+                                                with_indices=True)
+            return clips, name
+        monkeypatch.setattr(final, "load_clips", spoiled)
+    code, out, err = fork()
+    line = err.splitlines()[-1]
+    assert code == 1 and err.count("error: ") == 1 and "Traceback" not in err
+    if cause == "model":
+        assert line.startswith("error: the loss of GRU epoch 2/4, batch 2 is not finite; the data is sound")
+        assert torch.load(BEST, weights_only=True)["metrics"]["epoch"] == 1
+    else:
+        assert line.startswith("error: the loss of GRU epoch 1/4, batch ") and "its clips hold" in line
+        assert (tmp_path / BEST).read_bytes() == best
+
+
+def test_a_step_that_the_scaler_skips_is_no_stop(tiny, monkeypatch):
+    training_loss, steps = final.training_loss, []
+
+    def overflowing(*arguments):
+        steps.append(0)
+        loss, *rest = training_loss(*arguments)
+        return loss + (math.inf if len(steps) in (1, 2, 7) else 0), *rest  # its gradient stays finite
+    monkeypatch.setattr(final, "training_loss", overflowing)
+    monkeypatch.setattr(torch.amp.GradScaler, "is_enabled", lambda scaler: True)
+    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", lambda *_: None)
+    monkeypatch.setattr(torch.amp.GradScaler, "scale", lambda scaler, loss: loss)
+    monkeypatch.setattr(torch.amp.GradScaler, "step", lambda scaler, optimizer: optimizer.step())
+    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda *_: None)
+    code, out, err = fork()
+    assert code == 0, err
+
+
+# ---- hostile files
+
+def test_only_the_documented_error_comes_out_of_spoiled_pose_files():
+    files = [pose_bytes(positions(3), 576, version=version) for version in (0.1, 0.2)]
+    rng, problems = np.random.default_rng(0), set()
+    for i in range(4000):
+        data = bytearray(files[i % 2])
+        if rng.random() < 0.3:
+            data = data[:rng.integers(0, len(data) + 1)]
+        else:
+            for place in rng.integers(0, rng.choice([60, 200, 12000, len(data)]), rng.integers(1, 6)):
+                data[place] = rng.choice([0, 255, rng.integers(256)])
+        try:
+            keypoints, fps = script.read_keypoints(bytes(data))
+            assert keypoints.shape[1:] == (76, 2) and len(keypoints) < 1000 and fps > 0
+        except script.BadClip as problem:
+            problems.add(str(problem))
+    assert problems >= {"not a readable .pose file", "cut short"}
+
+
+def test_only_one_line_comes_out_of_spoiled_checkpoints(tiny, tmp_path):
+    assert fork()[0] == 0
+    data, rng, said = (tmp_path / BEST).read_bytes(), np.random.default_rng(0), 0
+    for i in range(1000):
+        spoiled = bytearray(data)
+        if i % 3 == 0:
+            spoiled = spoiled[:rng.integers(0, len(spoiled))]
+        for place in rng.integers(0, max(1, len(spoiled)), rng.integers(0, 20)):
+            if spoiled:
+                spoiled[place] = rng.integers(256)
+        (tmp_path / "spoiled.pt").write_bytes(spoiled)
+        try:
+            final.load_checkpoint("spoiled.pt")
+        except SystemExit as error:
+            assert str(error).startswith("error: spoiled.pt is damaged") and "\n" not in str(error)
+            said += 1
+    assert said > 500
+
+
+def test_a_checkpoint_of_other_contents_is_one_line(tiny, tmp_path):
+    assert fork()[0] == 0
+    good = torch.load(BEST, weights_only=True)
+    for change in ({"model": "bert"}, {"model": "transformer"}, {"model": 3}, {"weights": {}}, {"tokens": {}},
+                   {"model_args": {**good["model_args"], "hidden_dim": 32}}, {"model_args": None}):
+        torch.save({**good, **change}, "other.pt")
+        with pytest.raises(SystemExit, match=r"^error: other.pt is damaged or no checkpoint of this script \(\w+\)$"):
+            final.load_checkpoint("other.pt")
+    for missing in ("model", "model_args", "tokens", "weights"):
+        torch.save({key: value for key, value in good.items() if key != missing}, "other.pt")
+        with pytest.raises(SystemExit, match="^error: other.pt is damaged"):
+            final.load_checkpoint("other.pt")
+
+
+def test_hostile_archives_and_tables(tmp_path, capsys):
+    uids = [f"{i:012x}-1" for i in range(60)]
+    clips = {uid: pose_bytes(positions(4, i % 3)) for i, uid in enumerate(uids)}
+    texts = {uids[0]: "x" * 2**20, uids[1]: "WORD " * 10**5, uids[2]: "!!! ...", uids[3]: "😀 👍", uids[4]: "मैं स्कूल जाता हूँ",
+             uids[5]: "a\x00b\u202ec", uids[6]: "../../etc/passwd", uids[7]: "<script>alert(1)</script>"}
+    folder = write_isign(tmp_path / "isign", [(uid, texts.get(uid, "go")) for uid in uids], {})
+    names = {**clips, "../../../outside": b"x", "/tmp/absolute": b"x", uids[8]: b"\0" * 2**20}
+    data = bytearray(zipped(names))
+    entry = data.index(uids[9].encode(), data.index(b"PK\x01\x02"))  # in the directory: its size is 4 GB
+    start = data.rindex(b"PK\x01\x02", 0, entry)
+    data[start + 24:start + 28] = b"\xf0\xff\xff\xff"
+    for part in (tmp_path / "isign").glob("*part*"):
+        part.unlink()
+    write_parts(tmp_path / "isign", bytes(data), 2)
+    before = {path for path in tmp_path.parent.rglob("outside*")}
+    found, _ = script.load_clips(small(DATASET=folder, MAX_BAD_SHARE=0.2))
+    assert len(found["train"]) + len(found["validation"]) == 57
+    report = capsys.readouterr().out
+    for reason in ("1 no text", "1 too large", "1 not a readable .pose file"):
+        assert reason in report
+    assert {path for path in tmp_path.parent.rglob("outside*")} == before
+    glosses = {*found["train"]["gloss"], *found["validation"]["gloss"]}
+    assert texts[uids[4]] in glosses and texts[uids[3]] in glosses
+    script.Tokens(["<pad>", "<unk>"], "", 16)([*glosses])
