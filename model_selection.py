@@ -44,7 +44,7 @@ EPOCHS, PATIENCE = 6, 2              # at most; and without a lower validation M
 BATCH_SIZE = 8
 LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at the GRU's rate
 WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; the gradient's norm
-DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.2  # of the errors of the duration and of the points' speeds beside the MSE
+DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.3  # of the errors of the duration and of the points' speeds beside the MSE
 AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
 SEED = 0
 
@@ -707,5 +707,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C; checkpoints and prepared clips stay", file=sys.stderr)
         sys.exit(130)
+    except torch.OutOfMemoryError:
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        sys.exit(f"error: the GPU is full at {peak:.1f} GiB; lower BATCH_SIZE = {BATCH_SIZE}, then HIDDEN_DIM")
     except OSError as error:  # the disk is full, a folder cannot be written, ...
         sys.exit(f"error: {error}")

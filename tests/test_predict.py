@@ -149,6 +149,7 @@ class Browser:
         return [line for line in log if line["level"] in ("SEVERE", "WARNING") and "readback" not in line["message"]]
 
     def close(self):
+        self.call("DELETE", f"/session/{self.session}")  # which ends Chromium
         self.process.terminate()
         self.process.wait()
 
