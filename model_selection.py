@@ -592,8 +592,7 @@ def training_loss(model, batch, settings):
     return loss, squares.detach(), count
 
 class Trainer:
-    """A model in training: its optimizer and schedule, and `averaged`, the moving average of its weights, which is what
-    is evaluated and saved. The learning rates rise, then fall along half a cosine, over all `steps`."""
+    """A model in training, and `averaged`, the moving average of its weights, which is what is evaluated and saved."""
     def __init__(self, model, steps, settings, precision=torch.float32):
         self.model, self.averaged, self.settings = model, copy.deepcopy(model).requires_grad_(False), settings
         self.device, self.precision, self.stops = model.mean.device, precision, []  # signals: stop after this batch

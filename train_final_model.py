@@ -596,8 +596,7 @@ def training_loss(model, batch, settings):
     return loss, squares.detach(), count
 
 class Trainer:
-    """A model in training: its optimizer and schedule, and `averaged`, the moving average of its weights, which is what
-    is evaluated and saved. The learning rates rise, then fall along half a cosine, over all `steps`."""
+    """A model in training, and `averaged`, the moving average of its weights, which is what is evaluated and saved."""
     def __init__(self, model, steps, settings, precision=torch.float32):
         self.model, self.averaged, self.settings = model, copy.deepcopy(model).requires_grad_(False), settings
         self.device, self.precision, self.stops = model.mean.device, precision, []  # signals: stop after this batch
@@ -738,8 +737,7 @@ div { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center } select, 
 <label>Speed <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
 <label>Sentence <select id="sentence"></select></label></div><p>Keys: space plays and pauses, &larr; &rarr; step,
 &uarr; &darr; change the sentence. The left hand is blue, the right one orange.</p><script>
-const items = __ITEMS__, lines = __LINES__, context = canvas.getContext("2d")
-let item, time, paused = false, before = 0
+let item, time, paused = false, before = 0, items = __ITEMS__, lines = __LINES__, context = canvas.getContext("2d")
 function draw(now) {
   const scale = devicePixelRatio, width = canvas.clientWidth * scale, n = item.clips.length
   const side = Math.min(640 * scale, width / n)
@@ -751,7 +749,9 @@ function draw(now) {
     context.setTransform(side / 1000, 0, 0, side / 1000, width / 2 + (i - n / 2) * side, 0)
     context.lineWidth = 6, context.lineCap = "round", context.font = "40px system-ui"
     context.fillStyle = getComputedStyle(canvas).color, context.fillText(label, 20, 50)
-    for (const [a, b, colour] of lines)  // of a NaN nothing is drawn
+    const far = (a, b) => Math.hypot(pose[2 * a] - pose[2 * b], pose[2 * a + 1] - pose[2 * b + 1]) > 100
+    const hidden = [far(0, 51), far(21, 52)]  // hands away from their arms: they are not seen in such clips
+    for (const [a, b, colour] of lines) if (!hidden[Math.floor(a / 21)])  // and of a NaN nothing is drawn
       context.strokeStyle = colour, context.beginPath(), context.moveTo(pose[2 * a], pose[2 * a + 1]),
         context.lineTo(pose[2 * b], pose[2 * b + 1]), context.stroke()
   })
@@ -850,7 +850,7 @@ def train(name, settings, going_on, device):
         if len(log) - best["epoch"] >= settings.PATIENCE or len(log) == settings.EPOCHS:
             break
         metrics = trainer.epoch(loaders, len(log) + 1)
-        if trainer.stops:
+        if not metrics:
             print(f"stopped in epoch {len(log) + 1}; {last_path} holds what is before it, {best_path} epoch "
                   f"{best['epoch']}. Go on with: python train_final_model.py --model {name} --resume", flush=True)
             raise SystemExit(128 + trainer.stops[0])

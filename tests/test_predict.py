@@ -80,7 +80,7 @@ def test_the_page_holds_no_markup_of_a_gloss_and_needs_no_network(predicted, tmp
     page = (tmp_path / "predictions" / "index.html").read_text("utf8")
     assert "<IMG" not in page.upper().replace("\\U003CIMG", "") and not re.search(r"(src|href)\s*=", page.split("<script>")[0])
     assert "http" not in page.replace("\\u003c", "")
-    items = json.loads(re.search(r"const items = (\[.*\]), lines", page)[1].replace("NaN", "null"))
+    items = json.loads(re.search(r"items = (\[.*\]), lines", page)[1].replace("NaN", "null"))
     assert [item["gloss"] for item in items] == [" ".join(script.split_glosses(sentence)) for sentence in SENTENCES]
 
 
