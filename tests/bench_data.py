@@ -27,7 +27,7 @@ from pose_format import Pose  # noqa: E402
 import model_selection as script  # noqa: E402
 from helpers import pose_bytes, positions, small, write_isign, write_parts  # noqa: E402
 
-FEW, MANY, FRAMES = 256, 1024, 215  # iSign's mean clip has 215 frames
+FEW, MANY, FRAMES = 512, 2560, 215  # iSign's mean clip has 215 frames
 HOW = {"token": None, "fps": 25, "max_frames": 96, "pose_dim": 152}
 
 

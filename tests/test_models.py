@@ -84,6 +84,41 @@ def test_the_loss_is_the_mean_of_the_squares_of_what_was_seen_over_the_variance(
     assert loss_of(model, batch, 0.1)[0].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_speed_loss_is_the_relative_squared_error_of_the_speeds(bert):
+    model, tokens, _ = build("gru", bert)
+    batch = script.collate(clips(), tokens, D)
+    pose = model(batch["tokens"], batch["token_mask"], batch["n_frames"])[0].detach().numpy()
+    late = squares = 0
+    for mine, clip, n in zip(pose, clips(), LENGTHS):
+        real = clip["pose"].reshape(n, D // 2, 2)
+        speed = [np.linalg.norm(np.diff(x.reshape(n, D // 2, 2), axis=0), axis=-1) for x in (mine[:n], real)]
+        late += np.nansum((speed[0] - speed[1]) ** 2)
+        squares += np.nansum(speed[1] ** 2)
+    with_speed, without = (loss_of(model, batch, 0, weight)[0].item() for weight in (0.5, 0))
+    assert with_speed - without == pytest.approx(0.5 * late / squares, rel=1e-3)
+    longer = {**batch, "pose": torch.nn.functional.pad(batch["pose"], (0, 0, 0, 0), value=math.nan)}
+    longer["tokens"] = torch.nn.functional.pad(batch["tokens"], (0, 4))
+    longer["token_mask"] = torch.nn.functional.pad(batch["token_mask"], (0, 4))
+    assert loss_of(model, longer, 0.1, 0.5)[0].item() == pytest.approx(loss_of(model, batch, 0.1, 0.5)[0].item(), rel=1e-5)
+    still = [{**clips()[0], "pose": np.zeros(5 * D, np.float32)}]
+    loss, *_ = loss_of(model, script.collate(still, tokens, D), 0.1, 0.5)
+    assert loss.isfinite() and gradient(model, loss).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_word_dropout_makes_some_glosses_unknown_in_training_alone(name, bert, monkeypatch):
+    model, tokens, _ = build(name, bert, WORD_DROPOUT=0.3)
+    seen, embedding = [], model.embedding.forward
+    monkeypatch.setattr(model.embedding, "forward", lambda tokens: seen.append(tokens) or embedding(tokens))
+    token_ids, mask = tokens(["hello i you want go school", "go"] * 200)
+    model.eval().encode(token_ids, mask)
+    assert torch.equal(seen[0], token_ids)
+    model.train().encode(token_ids, mask)
+    changed = seen[1] != token_ids
+    assert (seen[1][changed] == script.UNK).all() and not changed[~mask].any()
+    assert 0.25 < changed[mask].float().mean() < 0.35
+
+
 @names
 def test_what_was_never_seen_gives_no_nan(name, bert):
     model, tokens, _ = build(name, bert)
