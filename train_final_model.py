@@ -818,8 +818,9 @@ def load_checkpoint(path, use=build):
         raise SystemExit(f"error: {path} is damaged or no checkpoint of this script ({type(error).__name__})")
 
 def train(name, settings, going_on, device):
-    """The training of one model, which ends with the closing block. Its files are named at the top of this script."""
-    best_path, last_path, log, gpu = f"best_{name}.pt", f"last_{name}.pt", [], device.type == "cuda"
+    best_path, last_path, gpu = f"best_{name}.pt", f"last_{name}.pt", device.type == "cuda"
+    if folders := [*filter(os.path.isdir, (best_path, f"log_{name}.csv", f"preview_{name}.html"))]:
+        raise SystemExit(f"error: {', '.join(folders)} is a folder, where a file is to be written; move it away")
     half = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else torch.float16
     precision = half if gpu and settings.MIXED_PRECISION else torch.float32
     clips, data = load_clips(settings)
@@ -840,8 +841,7 @@ def train(name, settings, going_on, device):
     def save_last():
         state = {part: getattr(trainer, part).state_dict() for part in STATE}
         write_whole(last_path, {"built": built, "settings": vars(settings), "log": log, **state})
-    if going_on:
-        log = load_checkpoint(last_path, go_on)
+    log = load_checkpoint(last_path, go_on) if going_on else []
     save_last()  # at once, so that a disk without room is found now
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: trainer.stops.append(number))

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 
@@ -14,7 +15,7 @@ import torch
 
 import model_selection as script
 import train_final_model as final
-from helpers import pose_bytes, positions, small, write_isign, write_parts, zipped
+from helpers import ROOT, edited, pose_bytes, positions, small, write_isign, write_parts, zipped
 
 SETTINGS = dict(EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=4, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, MAX_FRAMES=16, PROCESSES=1,
                 DATASET="sample", LOADER_WORKERS=0, BATCH_SIZE=4)
@@ -238,6 +239,19 @@ def test_a_folder_where_a_file_should_be_is_one_line(name, tiny, tmp_path):
     (tmp_path / name).mkdir()
     code, out, err = fork()
     assert code == 1 and err.startswith("error: ") and name in err and err.count("\n") == 1, err
+    assert " epoch " not in out  # before hours are spent
+
+
+def test_a_full_gpu_is_one_line(tmp_path):
+    """The script's own words; where the memory is counted there is no GPU, so that its peak is 0."""
+    source = edited((ROOT / "train_final_model.py").read_text("utf8"), **{**SETTINGS, "TRAIN_CLIPS": 8})
+    source = source.replace("self.model.train()", "raise torch.OutOfMemoryError('CUDA out of memory')", 1)
+    (tmp_path / "train_final_model.py").write_text(source)
+    done = subprocess.run([sys.executable, "train_final_model.py", "--model", "gru"], capture_output=True, text=True)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert line == "error: the GPU is full at 0.0 GiB; lower BATCH_SIZE = 4, then HIDDEN_DIM"
+    torch.load(LAST, weights_only=True)
 
 
 def test_room_for_the_clips_is_looked_for_first(tiny, monkeypatch):
