@@ -23,11 +23,12 @@ import datasets  # noqa: E402 (it reads the variables when it is imported)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from pose_format import Pose  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 import model_selection as script  # noqa: E402
 from helpers import pose_bytes, positions, small, write_isign, write_parts  # noqa: E402
 
-FEW, MANY, FRAMES = 512, 2560, 215  # iSign's mean clip has 215 frames
+MANY, FRAMES = 2560, 215  # iSign's mean clip has 215 frames
 HOW = {"token": None, "fps": 25, "max_frames": 96, "pose_dim": 152}
 
 
@@ -35,16 +36,35 @@ def uid(i):
     return f"{i // 8:012x}-{i % 8}"
 
 
+class Bar:
+    """In place of the progress bar: when a chunk was done, and how many clips it held."""
+    done = []
+
+    def __init__(self, **_):
+        Bar.done = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def update(self, n):
+        Bar.done.append((time.perf_counter(), n))
+
+
 def prepare(n, processes, url, token=None):
-    """Seconds to prepare n clips into an empty cache, and the bytes that it takes."""
+    """Prepare n clips into an empty cache -> clips per second from the first finished chunk on, since iSign has
+    127,237 clips and starting processes takes seconds; and the bytes on disk."""
     datasets.config.HF_DATASETS_CACHE = Path(tempfile.mkdtemp(dir=HOME.name))
     script.open_poses.cache_clear()
     rows = datasets.Dataset.from_dict({"uid": [uid(i) for i in range(n)], "gloss": ["HELLO"] * n})
-    began = time.perf_counter()
+    script.tqdm = Bar
     clips = script.prepare(rows, [uid(i) for i in range(n)], processes, {**HOW, "poses": url, "token": token})
-    seconds = time.perf_counter() - began
+    script.tqdm = tqdm
     assert len(clips) == n and not any(clips["problem"])
-    return seconds, sum(path.stat().st_size for path in Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    rate = sum(count for _, count in Bar.done[1:]) / (Bar.done[-1][0] - Bar.done[0][0])
+    return rate, sum(path.stat().st_size for path in Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
 
 
 def bare(path, n):
@@ -63,14 +83,12 @@ def speed():
         for i in range(MANY):
             archive.writestr(f"iSign-poses_v1.1/{uid(i)}.pose", kinds[i % 4])
     url = str(folder / "whole.zip")
-    # The difference of two runs, so that starting processes does not count: iSign has 127,237 clips
-    loop = (MANY - FEW) / (bare(url, MANY) - bare(url, FEW))
+    loop = MANY / bare(url, MANY)
     print(f"bare loop of Pose.read               {loop:8.1f} clips/s")
-    one = (MANY - FEW) / (prepare(MANY, 1, url)[0] - prepare(FEW, 1, url)[0])
-    print(f"preparation, 1 process               {one:8.1f} clips/s   {one / loop:.2f} of the bare loop")
     script.CHUNK = 64
-    (seconds, size), (few, _) = prepare(MANY, 2, url), prepare(FEW, 2, url)
-    two = (MANY - FEW) / (seconds - few)
+    one, size = prepare(MANY, 1, url)
+    print(f"preparation, 1 process               {one:8.1f} clips/s   {one / loop:.2f} of the bare loop")
+    two, _ = prepare(MANY, 2, url)
     print(f"preparation, 2 processes             {two:8.1f} clips/s   {two / one:.2f} of one process")
     print(f"on disk                              {size / MANY:8.0f} bytes a clip")
 
@@ -84,6 +102,7 @@ def reading():
     folder = Path(HOME.name, "hub")
     write_parts(folder, file.getvalue(), 4)
     HUB.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    script.CHUNK = 16
     prepare(n, 1, "hf://datasets/Exploration-Lab/iSign/iSign-poses_v1.1_part_*", "token")
     sent, requests = sum(size for _, _, size in HUB.ranges), len(HUB.ranges)
     print(f"read from the hub                    {sent / needed:8.3f} bytes per byte needed, "
