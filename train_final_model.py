@@ -91,7 +91,8 @@ def read_settings(script):
 def split_glosses(text):
     """A gloss sentence or English text -> its glosses: upper case, without the punctuation of sentences."""
     words = unicodedata.normalize("NFC", str(text or "")).upper().split()
-    return [word for word in (word.strip(".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|") for word in words) if word]
+    marks = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
+    return [word for word in (word.strip(marks) for word in words) if word]
 
 def video_of(uid):
     """The video that a clip was cut from, by the three forms of iSign's uids; any other uid is a video by itself."""
@@ -177,8 +178,7 @@ def read_keypoints(data):
         raise BadClip("cut short")
     if not 1 <= fps <= 1000:
         raise BadClip("no frame rate")
-    names = [(part.name, name) for part in header.components for name in part.points]
-    column = dict(zip(names, range(len(names))))
+    column = {name: i for i, name in enumerate((part.name, name) for part in header.components for name in part.points)}
     columns = np.array([column.get(point, -1) for point in POINTS])
     keypoints = points.take(columns, 1)[..., :2]
     keypoints[~(confidence.take(columns, 1) > 0) | (columns < 0)] = np.nan
@@ -261,7 +261,7 @@ def prepare(rows, contents, processes, how):
 
 def split_by_video(videos, share):
     """Videos of the clips -> the set of those that validate, by the hash of their id; at least one on either side."""
-    shares = {video: random.Random(video).random() for video in videos}  # by a hash of the id
+    shares = {video: random.Random(video).random() for video in videos}
     order = sorted(shares, key=shares.get)
     if len(order) < 2:
         raise SystemExit("error: the clips are of a single video, so that there is nothing to validate on")
@@ -638,7 +638,7 @@ class Trainer:
             step = self.schedule.last_epoch  # the average's memory grows with the steps, up to 1 / (1 - average)
             follow = torch.optim.swa_utils.get_ema_multi_avg_fn(min(self.settings.AVERAGE, (1 + step) / (10 + step)))
             follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
-            sums += torch.stack([squares, count]).double()
+            sums += torch.where(loss.isfinite(), torch.stack([squares, count]).double(), 0)
             bad = torch.where(loss.isfinite(), -1, torch.where(bad < 0, i, bad))  # the first of those in a row
             if i % 20 == 19 or i + 1 == len(loader) or self.stops:  # seldom, since the host waits for the device here
                 if (first := bad.item()) >= 0 and i - first >= 20 * self.scaler.is_enabled():  # which seeks its scale
@@ -649,7 +649,7 @@ class Trainer:
                 if self.stops:
                     break
         squares, count = sums.tolist()
-        return squares / count
+        return squares / max(count, 1)
 
 @torch.no_grad()
 def evaluate(model, loader, device):
