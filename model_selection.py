@@ -6,18 +6,15 @@ Reads the data set named below, or an embedded sample where iSign's hub id has n
 selection_<model>.pt for every candidate into this folder, and the prepared clips into the cache of `datasets`.
 """
 import argparse, collections, copy, functools, glob, hashlib, io, math, os, pathlib, random, re
-import shutil, sys, tempfile, time, unicodedata, zipfile, zlib
+import sys, tempfile, time, unicodedata, warnings, zipfile, zlib
 
-import datasets
-import fsspec
-import huggingface_hub
+import datasets, fsspec, huggingface_hub, torch, transformers
 import numpy as np
-import torch
-import transformers
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader
 from pose_format.utils.reader import BufferReader
-from torch import nn
+from torch import distributed as dist, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
@@ -25,15 +22,13 @@ from tqdm import tqdm
 DATASET = "Exploration-Lab/iSign"    # hub id, a local folder of the same layout, or "sample"
 CONFIG = "iSign_v1.1"                # the data set's configuration; None: its default
 POSES = "iSign-poses_v1.1_part_*"    # archive parts within DATASET; or a path: parts, a zip, a folder of .pose files
-VALIDATION_SHARE = 0.1               # share of the videos that validate, where the data has no such split
+VALIDATION_SHARE, MAX_BAD_SHARE = 0.1, 0.2  # of the videos, where no split is given; of clips that cannot be used
 TRAIN_CLIPS, VALIDATION_CLIPS = 480, 120  # the subset, drawn by whole videos; 0: all
-FPS = 25                             # frames per second that clips are brought to
-MAX_FRAMES = 96                      # a longer clip is resampled to so many, not cut
+FPS, MAX_FRAMES = 25, 96             # frames per second; a longer clip is resampled to MAX_FRAMES, not cut
 POSE_DIM = 152                       # 76 keypoints x (x, y)
 MAX_GLOSS_LEN = 16                   # glosses of a sentence; what is beyond is cut
 MIN_GLOSS_COUNT = 2                  # rarer glosses of the training split become <unk>, so that <unk> is trained
-PROCESSES = 2                        # that read and prepare clips
-MAX_BAD_SHARE = 0.2                  # a larger share of clips that cannot be used ends the run
+PROCESSES = 2                        # that prepare clips; 0: only the script itself
 # Models
 CANDIDATES = ["gru", "transformer"]  # "bert" is allowed, too
 BERT_NAME = "bert-base-uncased"      # hub id, or a folder with a model and its tokenizer
@@ -51,7 +46,6 @@ SEED = 0
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
 # Shapes: B clips, S glosses or word pieces, T frames, D = 2 K pose numbers of K keypoints, H hidden size.
 # Masks: True = real. A pose number that is NaN was not seen or is padding, and enters no loss, metric or statistic.
-
 ISIGN = "Exploration-Lab/iSign"
 HAND = "WRIST THUMB_CMC THUMB_MCP THUMB_IP THUMB_TIP".split() + [f"{finger}_{joint}" for finger in (
     "INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY") for joint in ("MCP", "PIP", "DIP", "TIP")]
@@ -61,9 +55,8 @@ FACE = "61 291 17 0 70 105 107 300 334 336 161 158 33 163 153 133 388 385 263 39
 PARTS = {"LEFT_HAND_LANDMARKS": HAND, "RIGHT_HAND_LANDMARKS": HAND, "POSE_LANDMARKS": BODY, "FACE_LANDMARKS": FACE}
 POINTS = [(part, name) for part, names in PARTS.items() for name in names]
 SHOULDERS, HANDS_AND_WRISTS, PAD, UNK = [47, 48], [*range(42), 51, 52], 0, 1
-FAR = 10                # shoulder widths: a point farther out is an error of the detector
-MAX_POSE_BYTES = 2**28  # of an unpacked .pose file; Holistic fills them in 25 minutes
-CHUNK = 256             # clips in a file of the cache: what an interruption can cost
+FAR, MAX_POSE_BYTES = 10, 2**28  # shoulder widths: a point farther out is an error; 25 minutes of MediaPipe Holistic
+CHUNK = 256                      # clips in a file of the cache: what an interruption can cost
 CLIP = datasets.Features({"gloss": datasets.Value("string"), "problem": datasets.Value("string"),
                           "seconds": datasets.Value("float32"), "pose": datasets.List(datasets.Value("float32"))})
 
@@ -73,15 +66,14 @@ class BadClip(Exception):
 def read_settings(script):
     """A script's globals() -> its settings, those above the shared block; SystemExit for one that makes no sense."""
     settings = {name: script[name] for name in list(script)[:list(script).index("ISIGN")] if name.isupper()}
-    for names, kind, low, high in [
-            ("MAX_FRAMES MAX_GLOSS_LEN MIN_GLOSS_COUNT PROCESSES EPOCHS PATIENCE BATCH_SIZE", int, 1, 2**31),
-            ("TRAIN_CLIPS VALIDATION_CLIPS SEED LOADER_WORKERS", int, 0, 2**31), ("FPS GRAD_CLIP", float, 1e-6, 1000),
-            ("POSE_DIM EMBED_DIM HIDDEN_DIM", int, 2, 2**31), ("VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WARMUP "
-             "WORD_DROPOUT AVERAGE LR_GRU LR_TRANSFORMER LR_BERT DURATION_WEIGHT SPEED_WEIGHT", float, 0, 0.99999)]:
-        for name in settings.keys() & set(names.split()):
-            if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
-                raise SystemExit(f"error: {name} = {settings[name]!r} makes no sense; it is a "
-                                 f"{'whole ' * (kind is int)}number from {low} to {high}")
+    shares = ("VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WORD_DROPOUT WARMUP AVERAGE LR_GRU LR_TRANSFORMER LR_BERT "
+              "DURATION_WEIGHT SPEED_WEIGHT").split()
+    for name in settings.keys() - set("DATASET CONFIG POSES BERT_NAME MIXED_PRECISION CANDIDATES".split()):
+        low = 0 if name in [*shares, *"TRAIN_CLIPS VALIDATION_CLIPS SEED PROCESSES GRAD_CLIP".split()] else 1
+        kind, high = (float, 0.99999) if name in shares else (float if name in ("FPS", "GRAD_CLIP") else int, 2**31)
+        if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
+            raise SystemExit(f"error: {name} = {settings[name]!r} makes no sense; it is a "
+                             f"{'whole ' * (kind is int)}number from {low} to {high}")
     return argparse.Namespace(**settings)
 
 def split_glosses(text):
@@ -107,8 +99,9 @@ def write_whole(path, data, temporary=".tmp"):
             os.fsync(file.fileno())
         os.replace(file.name, path)
     except OSError as error:
-        pathlib.Path(f"{path}{temporary}").unlink(missing_ok=True)
         raise SystemExit(f"error: {path} cannot be written ({error.strerror}); what was there before stays")
+    finally:
+        pathlib.Path(f"{path}{temporary}").unlink(missing_ok=True)
 
 # ---- from rows to prepared clips
 class JoinedParts(fsspec.spec.AbstractBufferedFile):
@@ -117,12 +110,12 @@ class JoinedParts(fsspec.spec.AbstractBufferedFile):
         self.parts = [fs.open(path, "rb", cache_type="none") for path in paths]
         super().__init__(fs, paths[0], block_size=1, cache_type="none", size=sum(part.size for part in self.parts))
     def _fetch_range(self, start, end):
-        data, begin = b"", 0
-        for part in self.parts:  # which begins at `begin` of the archive
-            if max(start, begin) < min(end, begin + part.size):
-                part.seek(max(start, begin) - begin)
-                data += part.read(min(end, begin + part.size) - max(start, begin))
-            begin += part.size
+        data = b""
+        for part in self.parts:
+            if start < part.size and end > 0:
+                part.seek(max(start, 0))
+                data += part.read(min(end, part.size) - max(start, 0))
+            start, end = start - part.size, end - part.size  # counted from where the next part begins
         return data
 
 @functools.cache  # once per process: the directory of iSign's archive has 127,237 entries
@@ -172,17 +165,14 @@ def read_keypoints(data):
     # The library takes the number of a v0.1 file's frames from its length, and so misreads one that was cut.
     if round(header.version, 3) == 0.1 and len(points) % 2**16 != frames or reader.read_offset != len(data):
         raise BadClip("cut short")
-    if not 1 <= fps <= 1000:
-        raise BadClip("no frame rate")
     column = {name: i for i, name in enumerate((part.name, name) for part in header.components for name in part.points)}
     columns = np.array([column.get(point, -1) for point in POINTS])
     keypoints = points.take(columns, 1)[..., :2]
     keypoints[~(confidence.take(columns, 1) > 0) | (columns < 0)] = np.nan
-    shoulders = keypoints[:, SHOULDERS]
-    shoulders = shoulders[np.isfinite(shoulders).all((1, 2))]
+    shoulders = keypoints[np.isfinite(keypoints[:, SHOULDERS]).all((1, 2))][:, SHOULDERS]
     width = np.median(np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=-1)) if len(shoulders) else 0
-    if width == 0:
-        raise BadClip("no shoulders")
+    if width == 0 or not 1 <= fps <= 1000:
+        raise BadClip("no shoulders" if width == 0 else "no frame rate")
     return (keypoints - np.median(shoulders.mean(1), 0)) / width, fps
 
 def row_keypoints(pose):
@@ -232,8 +222,7 @@ def prepare_chunk(job):
         return f"error: the poses cannot be read any more; what was prepared stays: {error!s:.200}".partition("\n")[0]
 
 def prepare(rows, contents, processes, how):
-    """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, by memory map from the cache of `datasets`. A chunk
-    that is there for its `contents`, `how` they are prepared, and the state of a local archive is not made again."""
+    """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, in chunks that the cache of `datasets` keeps."""
     folder, chunks, missing = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose"), [], []
     folder.mkdir(parents=True, exist_ok=True)
     state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, sorted(glob.glob(how["poses"])))]
@@ -243,9 +232,6 @@ def prepare(rows, contents, processes, how):
         chunks.append(folder / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.arrow")
         if not chunks[-1].exists():
             missing.append((chunks[-1], rows.select(part), how))
-    need = len(missing) * CHUNK * how["max_frames"] * how["pose_dim"] * 4
-    if need > shutil.disk_usage(folder).free:
-        raise SystemExit(f"error: {folder} needs up to {need >> 20} MB for the clips; make room, or set HF_HOME")
     with tqdm(total=sum(len(job[1]) for job in missing), desc="preparing", unit=" clips", disable=None) as bar:
         workers = min(processes, len(missing)) * (processes > 1)  # spawned: a fork takes over threads and connections
         for done in DataLoader(missing, None, num_workers=workers, collate_fn=prepare_chunk,
@@ -279,12 +265,8 @@ def load_rows(dataset, config, token):
         except Exception as error:  # of the library, which has many kinds
             problem = str(error).strip()
     if found is None:
-        advice = {"401 ": "the hub refuses the access token; make a new one and set HF_TOKEN",
-                  "gated": f"accept its terms at https://huggingface.co/datasets/{dataset}, as the owner of the token",
-                  "doesn't exist on|404 ": "the hub has no such data set, or the token may not see it",
-                  "Couldn't reach": "it is not in the cache, and the hub cannot be reached; check the network"}
-        advice = next((advice[sign] for sign in advice if re.search(sign, problem)), problem.splitlines()[0])
-        raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {advice}")
+        raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {problem.splitlines()[0]}. Check "
+                         "the name, the network, HF_TOKEN, and that its owner accepted the data set's terms")
     own = next((split for split in ("validation", "valid", "val", "dev") if split in found), None)
     parts = [found[split] for split in ("train", own) if split in found]
     has = set.intersection(*(set(part.features) for part in parts)) if "train" in found else set()
@@ -330,9 +312,8 @@ def load_clips(settings):
         left_out += problems
         clips[split] = prepared.select([i for i, problem in enumerate(prepared["problem"][:]) if not problem])
         if not len(clips[split]) or problems.total() > settings.MAX_BAD_SHARE * len(prepared):
-            reasons = ", ".join(f"{n} {reason}" for reason, n in problems.items())
             raise SystemExit(f"error: only {len(clips[split])} of {len(prepared)} {split} clips can be used, less than "
-                             f"MAX_BAD_SHARE allows; something is wrong with the source: {reasons}")
+                             f"MAX_BAD_SHARE allows; something is wrong with the source: {dict(problems)}")
     both = f"{len(drawn['train'] & drawn['validation'])} videos in both" if has_uid else "no uid names the videos"
     seconds = np.concatenate([part["seconds"][:] for part in clips.values()])
     cut = sum(len(split_glosses(text)) > settings.MAX_GLOSS_LEN for part in clips.values() for text in part["gloss"][:])
@@ -355,11 +336,10 @@ def sample_rows(n, seed):
     # Three moments of each sign, for the left and the right arm: the wrist, the hand's turn, how far its fingers reach
     signs = rng.uniform([-0.1, -0.5, -2.2] + [0.2] * 5, [0.7, 0.9, -0.6] + [1] * 5, (len(words), 3, 2, 8))
     signs[::3, :, 0], signs[1::3, :, 0], signs[2::3, :, 0] = signs[::3, :, 1], rest, rest  # one in three is two-handed
-    rng = np.random.default_rng([seed, 1000])
+    rng, still = np.random.default_rng([seed, 1000]), [[rest, rest]]
     for _ in range(n):
         said = rng.integers(0, len(words), rng.integers(1, 5))
-        shown, still = signs[said] + rng.normal(0, 0.03, (len(said), 3, 2, 8)), [[rest, rest]]
-        moments = np.concatenate([still, *shown, still])
+        moments = np.concatenate([still, *(signs[said] + rng.normal(0, 0.03, (len(said), 3, 2, 8))), still])
         times = np.cumsum([0, *[0.25, 0.35, 0.35] * len(said), 0.3]) / rng.uniform(0.8, 1.25)
         at = np.arange(0, times[-1], 1 / 25)
         before = np.searchsorted(times, at, side="right") - 1
@@ -371,10 +351,9 @@ def sample_rows(n, seed):
         sides[:, 1] = -sides[:, 1].conj()
         body, face = sides[:, :, :3].swapaxes(1, 2).reshape(-1, 6), np.tile(head, (len(at), 1))
         pose = np.concatenate([sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]], 1).view(float)
-        pose += rng.normal(0, 0.004, pose.shape)
         lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight for a while
         pose[lost:lost + 8, 42:84] = np.nan
-        rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose.astype(np.float32)})
+        rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose + rng.normal(0, 0.004, pose.shape)})
     return datasets.Dataset.from_list(rows)
 
 # ---- from clips to batches
@@ -385,10 +364,9 @@ class Tokens:
         self.number = {gloss: i for i, gloss in enumerate(vocabulary)}
         self.max_gloss_len, self.pieces = max_gloss_len, None
         if tokenizer:
-            with tempfile.TemporaryDirectory() as folder:
-                file = pathlib.Path(folder, "tokenizer.json")
-                file.write_text(tokenizer, encoding="utf8")
-                self.pieces = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
+            with tempfile.NamedTemporaryFile("w", encoding="utf8") as file:
+                print(tokenizer, file=file, flush=True)
+                self.pieces = transformers.PreTrainedTokenizerFast(tokenizer_file=file.name)
     def __call__(self, sentences):
         rows = [split_glosses(sentence)[:self.max_gloss_len] for sentence in sentences]
         if self.pieces:  # lower case, as pretrained encoders know their words
@@ -407,17 +385,20 @@ def collate(clips, tokens, pose_dim):
             "seconds": torch.tensor([float(clip["seconds"]) for clip in clips]),
             "pose": nn.utils.rnn.pad_sequence(poses, batch_first=True, padding_value=math.nan)}  # (B, T, D)
 
-def make_loaders(clips, tokens, settings, workers=0):
-    """{split: clips} -> {split: loader}; the order of the training clips depends on the seed and the epoch alone."""
+def make_loaders(clips, tokens, settings, workers=0, rank=0, world=1):
+    """{split: clips} -> {split: loader of this process's share}; the order depends on the seed and the epoch alone."""
     make = functools.partial(collate, tokens=tokens, pose_dim=settings.POSE_DIM)
     return {split: DataLoader(
-        part.with_format("numpy"), settings.BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0,
-        sampler=DistributedSampler(part, 1, 0, shuffle=split == "train", seed=settings.SEED), collate_fn=make,
+        part.with_format("numpy"), settings.BATCH_SIZE // world, num_workers=workers, persistent_workers=workers > 0,
+        sampler=DistributedSampler(part, world, rank, split == "train", settings.SEED), collate_fn=make,
         pin_memory=torch.cuda.is_available(), generator=torch.Generator()) for split, part in clips.items()}
 
 def batches(loader, device):
     """The loader's batches on the device, but for n_frames: so the host knows the longest clip without waiting."""
-    for batch in loader:
+    sampler = loader.sampler
+    for i, batch in enumerate(loader, 1):
+        if i == len(loader) and sampler.num_replicas * (len(sampler) - 1) + sampler.rank >= len(loader.dataset):
+            batch["pose"][-1] = batch["seconds"][-1] = math.nan  # repeated, so that all processes have as many: unseen
         yield {name: x if name == "n_frames" else x.to(device, non_blocking=True) for name, x in batch.items()}
 
 def training_statistics(clips, pose_dim, min_count):
@@ -522,16 +503,14 @@ class TransformerModel(PoseModel):
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
         self.embedding, self.order = nn.Embedding(vocabulary, embed_dim, PAD), nn.Linear(11, embed_dim)
-        layer = dict(nhead=math.gcd(4, embed_dim), dim_feedforward=hidden_dim, dropout=dropout,
-                     batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(embed_dim, **layer), 3, nn.LayerNorm(embed_dim),
-                                             enable_nested_tensor=False)
-        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(embed_dim, **layer), 3, nn.LayerNorm(embed_dim))
+        warnings.filterwarnings("ignore", "enable_nested_tensor")  # which does not go with norm_first
+        self.core = nn.Transformer(embed_dim, math.gcd(4, embed_dim), 3, 3, hidden_dim, dropout, batch_first=True,
+                                   norm_first=True)
     def encode(self, tokens, token_mask):
         order = self.order(waves(torch.arange(tokens.shape[1], device=tokens.device) / 32))
-        return self.encoder(self.dropout(self.embed(tokens) + order), src_key_padding_mask=~token_mask)
+        return self.core.encoder(self.dropout(self.embed(tokens) + order), src_key_padding_mask=~token_mask)
     def decode(self, queries, frame_mask, states, token_mask):
-        return self.decoder(queries, states, tgt_key_padding_mask=~frame_mask, memory_key_padding_mask=~token_mask)
+        return self.core.decoder(queries, states, tgt_key_padding_mask=~frame_mask, memory_key_padding_mask=~token_mask)
 
 class BertModel(GRUModel):
     """A pretrained encoder, whose word pieces take the place of the glosses, with the GRU decoder."""
@@ -578,24 +557,34 @@ def speeds(pose):
     x, y = pose.diff(dim=1).unflatten(-1, (-1, 2)).unbind(-1)
     return (x**2 + y**2 + 1e-8).sqrt()  # whose gradient is finite at 0
 
+def summed(sums):
+    """A tensor -> its sum over the processes that torchrun started; it is written over."""
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums
+
 def training_loss(model, batch, settings):
     """-> the loss: masked MSE over the variance of the training poses, relative squared error of the points' speeds,
     which an average of clips misses, squared error of the log duration; and the MSE's sum of squares and count."""
     pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
     difference, seen = pose_difference(pose, batch["pose"])
-    squares, count = difference.square().sum(), seen.sum()
-    variance, real = (model.deviation**2 * model.seen).sum() / model.seen.sum(), speeds(batch["pose"])
-    slow = torch.where(real.isfinite(), speeds(pose[:, :seen.shape[1]]) - real, 0).square().sum()
-    late = (seconds.clamp(min=0.001).log() - batch["seconds"].log()).square().mean()
-    slow = slow / real.square().nansum().clamp(min=1e-6)
-    loss = squares / count.clamp(min=1) / variance + settings.SPEED_WEIGHT * slow + settings.DURATION_WEIGHT * late
-    return loss, squares.detach(), count
+    real, clip = speeds(batch["pose"]), batch["seconds"].isfinite()
+    slow = torch.where(real.isfinite(), speeds(pose[:, :seen.shape[1]]) - real, 0)
+    late = torch.where(clip, seconds.clamp(min=0.001).log() - batch["seconds"].log(), 0)
+    squares = torch.stack([x.square().sum() for x in (difference, slow, late)])
+    counts = summed(torch.stack([seen.sum(), real.square().nansum(), clip.sum(), torch.ones_like(clip.sum())]))
+    mse, slow, late = squares / (counts[:3] / counts[3]).clamp(min=1e-6)  # since the processes' gradients are averaged
+    model = getattr(model, "module", model)  # within DistributedDataParallel
+    variance = (model.deviation**2 * model.seen).sum() / model.seen.sum()
+    loss = mse / variance + settings.SPEED_WEIGHT * slow + settings.DURATION_WEIGHT * late
+    return loss, squares[0].detach(), seen.sum()
 
 class Trainer:
     """A model in training, and `averaged`, the moving average of its weights, which is what is evaluated and saved."""
     def __init__(self, model, steps, settings, precision=torch.float32):
         self.model, self.averaged, self.settings = model, copy.deepcopy(model).requires_grad_(False), settings
-        self.device, self.precision, self.stops = model.mean.device, precision, []  # signals: stop after this batch
+        self.device, self.precision = model.mean.device, precision
+        self.parallel = DistributedDataParallel(model, forward_sync_buffers=False) if dist.is_initialized() else model
         rates = [(False, getattr(settings, model.learning_rate)), (True, settings.LR_BERT)]
         self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
             value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
@@ -605,12 +594,10 @@ class Trainer:
             1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
     def epoch(self, loaders, number):
-        """One epoch and its validation, reported by a line of fixed width -> the metrics; {} if it was stopped."""
+        """One epoch and its validation, reported by a line of fixed width -> the metrics."""
         began, label = time.time(), f"{self.model.title} epoch {number}/{self.settings.EPOCHS}"
-        train_mse = self.train(loaders["train"], number, label)
-        if self.stops:
-            return {}
-        metrics = {"epoch": number, "train_mse": train_mse, "learning_rate": self.schedule.get_last_lr()[0],
+        metrics = {"epoch": number, "train_mse": self.train(loaders["train"], number, label),
+                   "learning_rate": self.schedule.get_last_lr()[0],
                    **evaluate(self.averaged, loaders["validation"], self.device), "seconds": time.time() - began}
         print("{0:<23} train mse {train_mse:8.5f}   val mse {val_mse:8.5f}   mae {val_mae:7.5f}   motion {motion:5.2f}"
               "   duration error {duration_error:5.2f} s   {seconds:6.1f} s".format(label, **metrics), flush=True)
@@ -621,9 +608,10 @@ class Trainer:
         loader.sampler.set_epoch(epoch)
         torch.manual_seed(self.settings.SEED + 1000003 * epoch)  # so that a resumed run goes on alike
         sums, bad = torch.zeros(2, device=self.device, dtype=torch.float64), torch.tensor(-1, device=self.device)
-        for i, batch in enumerate(tqdm(batches(loader, self.device), label, len(loader), leave=False, disable=None)):
+        bar = tqdm(batches(loader, self.device), label, len(loader), leave=False, file=sys.stdout, disable=None)
+        for i, batch in enumerate(bar):
             with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                loss, squares, count = training_loss(self.model, batch, self.settings)
+                loss, squares, count = training_loss(self.parallel, batch, self.settings)
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
@@ -636,15 +624,11 @@ class Trainer:
             follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
             sums += torch.where(loss.isfinite(), torch.stack([squares, count]).double(), 0)
             bad = torch.where(loss.isfinite(), -1, torch.where(bad < 0, i, bad))  # the first of those in a row
-            if i % 20 == 19 or i + 1 == len(loader) or self.stops:  # seldom, since the host waits for the device here
+            if i % 20 == 19 or i + 1 == len(loader):  # seldom, since the host waits for the device here
                 if (first := bad.item()) >= 0 and i - first >= 20 * self.scaler.is_enabled():  # which seeks its scale
-                    clips = loader.dataset[list(loader.batch_sampler)[first]]
-                    sound = min(clips["seconds"]) > 0 and not any(np.isinf(pose).any() for pose in clips["pose"])
-                    raise SystemExit(f"error: the loss of {label}, batch {first + 1} is not finite; " + (
-                        "the data is sound, so lower the learning rate" if sound else "its clips hold such numbers"))
-                if self.stops:
-                    break
-        squares, count = sums.tolist()
+                    raise SystemExit(f"error: the loss of {label}, batch {first + 1} is not finite, though its clips "
+                                     "are, as preparing them makes sure: lower the learning rate")
+        squares, count = summed(sums).tolist()
         return squares / max(count, 1)
 
 @torch.no_grad()
@@ -652,8 +636,8 @@ def evaluate(model, loader, device):
     """-> the metrics over real frames and seen points, at real lengths: val_mse, val_mae, mean_pose_mse in (squared)
     shoulder widths; motion, the path of the generated hands over that of the real ones; duration_error in seconds."""
     model.eval()
-    sums, points = torch.zeros(8, device=device, dtype=torch.float64), model.mean.numel() // 2
-    moving = HANDS_AND_WRISTS if points == len(POINTS) else range(points)
+    sums = torch.zeros(8, device=device, dtype=torch.float64)
+    moving = [point for point in HANDS_AND_WRISTS if point < model.mean.numel() // 2]
     for batch in batches(loader, device):
         pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
         difference, seen = pose_difference(pose, batch["pose"])
@@ -661,8 +645,8 @@ def evaluate(model, loader, device):
         steps = [speeds(x[:, :seen.shape[1]])[..., moving] for x in (pose, batch["pose"])]
         sums += torch.stack([difference.square().sum(), difference.abs().sum(), at_mean.square().sum(), seen.sum(),
                              torch.where(steps[1].isfinite(), steps[0], 0).sum(), steps[1].nansum(),
-                             (seconds - batch["seconds"]).abs().sum(), torch.ones_like(seconds).sum()]).double()
-    squares, absolute, at_mean, count, generated, real, late, clips = sums.tolist()
+                             (seconds - batch["seconds"]).abs().nansum(), batch["seconds"].isfinite().sum()]).double()
+    squares, absolute, at_mean, count, generated, real, late, clips = summed(sums).tolist()
     return {"val_mse": squares / count, "val_mae": absolute / count, "mean_pose_mse": at_mean / count,
             "motion": generated / max(real, 1e-9), "duration_error": late / clips}
 # ==== SHARED BLOCK: end
@@ -707,7 +691,6 @@ if __name__ == "__main__":
         print("\nstopped by Ctrl-C; checkpoints and prepared clips stay", file=sys.stderr)
         sys.exit(130)
     except torch.OutOfMemoryError:
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        sys.exit(f"error: the GPU is full at {peak:.1f} GiB; lower BATCH_SIZE = {BATCH_SIZE}, then HIDDEN_DIM")
+        sys.exit(f"error: GPU full at {torch.cuda.max_memory_allocated() >> 20} MB; lower BATCH_SIZE = {BATCH_SIZE}")
     except OSError as error:  # the disk is full, a folder cannot be written, ...
         sys.exit(f"error: {error}")

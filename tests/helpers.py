@@ -105,7 +105,7 @@ def small(**changes):
     settings = {name: getattr(model_selection, name) for name in vars(model_selection) if name.isupper()}
     return SimpleNamespace(**{**settings, **dict(
         CONFIG=None, VALIDATION_SHARE=0.3, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, MAX_BAD_SHARE=0.9, MAX_FRAMES=12,
-        PROCESSES=1, EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=12, WARMUP=0.1, SEED=7), **changes})
+        PROCESSES=0, EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=12, WARMUP=0.1, SEED=7), **changes})
 
 
 def write_bert(folder):

@@ -87,9 +87,9 @@ def test_a_hub_that_stays_away_ends_the_run_with_one_line(hub, tmp_path):
 
 
 @pytest.mark.parametrize("token, changes, said", [
-    ("hf_wrong", {}, "refuses the access token"),
-    ("hf_noTerms", {}, "accept its terms at https://huggingface.co/datasets/Exploration-Lab/iSign"),
-    (TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "no such data set"),
+    ("hf_wrong", {}, "401 Unauthorized"),
+    ("hf_noTerms", {}, "is a gated dataset on the Hub. Visit the dataset page at https://huggingface.co/datasets/Exploration-Lab/iSign"),
+    (TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "'Exploration-Lab/iSing' doesn't exist"),
     (TOKEN, {"POSES": "nothing_part_*"}, "no poses at hf://datasets/Exploration-Lab/iSign/nothing_part_*"),
 ])
 def test_access_that_is_missing_gets_its_own_line(hub, tmp_path, monkeypatch, token, changes, said):
@@ -103,5 +103,5 @@ def test_no_network_is_said_in_one_line(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(tmp_path / "run", "model_selection.py", **TINY)
     assert result.code == 1 and "Traceback" not in result.err
-    assert "the hub cannot be reached" in result.err.splitlines()[-1]
+    assert "Couldn't reach 'Exploration-Lab/iSign'" in result.err.splitlines()[-1]
     assert os.environ["HUGGINGFACE_HUB_TOKEN"] not in result.err

@@ -42,6 +42,11 @@ def clips(sentences=SENTENCES, lengths=LENGTHS, seed=0):
     return made
 
 
+def loader_of(part, tokens, batch_size, pose_dim=D):
+    part = datasets.Dataset.from_list(part, features=script.CLIP)
+    return script.make_loaders({"validation": part}, tokens, small(POSE_DIM=pose_dim, BATCH_SIZE=batch_size))["validation"]
+
+
 def loss_of(model, batch, duration_weight, speed_weight=0):
     return script.training_loss(model, batch, small(DURATION_WEIGHT=duration_weight, SPEED_WEIGHT=speed_weight))
 
@@ -127,8 +132,7 @@ def test_what_was_never_seen_gives_no_nan(name, bert):
                   script.collate([unseen], tokens, D)):
         loss, *_ = loss_of(model, batch, 0.1, 0.2)
         assert loss.isfinite() and gradient(model, loss).isfinite().all()
-    loader = [script.collate(part, tokens, D) for part in (clips(), [unseen])]
-    metrics = script.evaluate(model, loader, CPU)
+    metrics = script.evaluate(model, loader_of([*clips(), unseen], tokens, 3), CPU)
     assert all(map(math.isfinite, metrics.values()))
 
 
@@ -251,10 +255,9 @@ def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
         target[rng.random((len(target), k)).repeat(2, 1) < 0.3] = np.nan
         target[:, -2:] = np.nan
     model = Fixed(torch.tensor(poses).float(), torch.tensor([1.0, 2, 3, 4]), torch.tensor(mean).float())
-    made = [{"gloss": str(i), "seconds": 2.5, "pose": np.float32(target.ravel())} for i, target in enumerate(targets)]
-    tokens = script.Tokens(list("0123"), "", 5)
-    loader = [script.collate(made[i:i + batch_size], tokens, 2 * k) for i in range(0, 4, batch_size)]
-    metrics = script.evaluate(model, loader, CPU)
+    made = [{"gloss": str(i), "problem": "", "seconds": 2.5, "pose": np.float32(target.ravel())}
+            for i, target in enumerate(targets)]
+    metrics = script.evaluate(model, loader_of(made, script.Tokens(list("0123"), "", 5), batch_size, 2 * k), CPU)
 
     difference = np.concatenate([pose[:n] - target for pose, n, target in zip(poses, lengths, targets)])
     assert metrics["val_mse"] == pytest.approx(np.nanmean(difference**2), rel=1e-5)

@@ -1,4 +1,5 @@
 """From a checkpoint to signing that one can watch: --predict, the .pose files, and the page in a real browser."""
+import csv
 import io
 import json
 import re
@@ -94,7 +95,7 @@ def test_sentences_from_stdin_and_bad_ones(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match="^error: --predict needs a gloss in every sentence"):
             final.main(["--model", "gru", "--predict", *wrong])
     assert not (tmp_path / "predictions").exists()
-    with pytest.raises(SystemExit, match="^error: there is no best_bert.pt"):
+    with pytest.raises(SystemExit, match="^error: best_bert.pt does not exist"):
         final.main(["--model", "bert", "--predict", "go"])
     (tmp_path / "predictions").write_text("a file")
     with pytest.raises(OSError, match="predictions"):  # which the script says in one line
@@ -211,13 +212,24 @@ def test_the_page_plays_pauses_and_steps_in_a_real_browser(predicted, tmp_path, 
 def test_the_preview_shows_a_real_clip_beside_the_generated_one(browser, tmp_path, monkeypatch):
     sample_rows = final.sample_rows
     monkeypatch.setattr(final, "sample_rows", lambda n, seed: sample_rows(n // 20, seed))
-    for setting, value in dict(EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=1, PROCESSES=1, DATASET="sample", LOADER_WORKERS=0).items():
+    for setting, value in dict(EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=3, PROCESSES=0, DATASET="sample").items():
         monkeypatch.setattr(final, setting, value)
-    monkeypatch.setattr(final.signal, "signal", lambda *_: None)
     final.main(["--model", "gru"])
     browser.open(tmp_path / "preview_gru.html")
-    assert browser.run("return items.map(item => item.clips.map(clip => clip.label).join())") == ["real,generated"] * 4
+    assert browser.run("return items.map(item => item.clips.map(clip => clip[0]).join())") == ["real,generated"] * 4
     browser.run("play.click()")
     half = INK.replace("(0, 0, canvas.width", "({}, 0, canvas.width / 2")
     assert all(browser.run(half.format(side))[0] > 500 for side in ("0", "canvas.width / 2"))
+    real, sample = browser.run("return items[0].clips[0][1]"), sample_rows(4, 2)[0]["pose"]
+    assert len(real) == round(25 * len(sample) / 25) and len(real[0]) == 76
+
+    with open("log_gru.csv", newline="") as file:
+        log = list(csv.DictReader(file))
+    curves = [[[float(x) for x in point.split(",")] for point in points.split()] for points in browser.run(
+        "return [...document.querySelectorAll('polyline')].map(line => line.getAttribute('points'))")]
+    top = max(float(line[name]) for line in log for name in ("train_mse", "val_mse", "mean_pose_mse"))
+    for name, points in zip(("train_mse", "val_mse", "mean_pose_mse"), curves, strict=True):
+        assert [(180 - y) / 170 * top for _, y in points[:3]] == pytest.approx([float(x[name]) for x in log], abs=top / 999)
+        assert points[0][0] < points[1][0] < points[2][0] and name in browser.run(
+            "return document.querySelector('svg').textContent")
     assert browser.errors() == []

@@ -10,7 +10,7 @@ import model_selection
 import train_final_model
 from helpers import ROOT, edited, pose_bytes, positions, run, write_isign
 
-TINY = dict(EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=2, TRAIN_CLIPS=24, VALIDATION_CLIPS=8, MAX_FRAMES=24, PROCESSES=1)
+TINY = dict(EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=2, TRAIN_CLIPS=24, VALIDATION_CLIPS=8, MAX_FRAMES=24, PROCESSES=0)
 FINAL = {**TINY, "EPOCHS": 3, "DATASET": "sample"}
 EPOCH = r"^(\w+) epoch (\d+)/(\d+) +train mse +([\d.]+) +val mse +([\d.]+) +mae +([\d.]+) .*?(?= +[\d.]+ s$)"
 SCRIPTS = {"model_selection": (model_selection, []), "train_final_model": (train_final_model, ["--model", "gru"])}
@@ -37,7 +37,7 @@ def final(tmp_path_factory, bert):
     """{model: its run}; the GRU's batches are made by other processes."""
     def train(name):
         return run(tmp_path_factory.mktemp(name), "train_final_model.py", "--model", name, BERT_NAME=bert,
-                   LOADER_WORKERS=2 if name == "gru" else 0, **FINAL)
+                   **{**FINAL, "PROCESSES": 2 if name == "gru" else 0})
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(train_final_model.MODELS, pool.map(train, train_final_model.MODELS)))
@@ -96,7 +96,7 @@ def test_the_final_run_reports_its_best_epoch(final, name):
 
 def test_two_final_runs_with_one_seed_print_the_same_numbers(final, tmp_path):
     """However many processes make the batches: two before, none here."""
-    again = run(tmp_path, "train_final_model.py", "--model", "gru", LOADER_WORKERS=0, **FINAL)
+    again = run(tmp_path, "train_final_model.py", "--model", "gru", **FINAL)
     first, second = (epochs(done.out)["GRU"] for done in (final["gru"], again))
     assert [match[0] for match in first] == [match[0] for match in second]
 
@@ -120,7 +120,7 @@ def tiny(monkeypatch):
         for setting, value in {**TINY, "DATASET": "sample"}.items():
             monkeypatch.setattr(module, setting, value)
     monkeypatch.setattr(model_selection, "CANDIDATES", ["gru"])
-    monkeypatch.setattr(train_final_model, "LOADER_WORKERS", 0)
+    monkeypatch.setattr(train_final_model, "PROCESSES", 0)
 
 
 def start(name):

@@ -1,0 +1,156 @@
+"""What each choice is worth, by hand: python tests/bench_ablation.py DATA_FOLDER [--rows R ...] [--seeds 0 1 2]
+
+Every row is train_final_model.py with one edit, run as a user runs it with EPOCHS = 10. A line per run goes to
+ablation.jsonl; the table of all that it holds is printed. On a CPU core a run takes minutes.
+"""
+import argparse
+import collections
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+from helpers import ROOT, edited  # noqa: E402
+
+LOSS = "    loss = mse / variance +"
+DECODER = "self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)"
+DECODE = "        return queries + self.decoder(queries, frame_mask)\n"
+MODEL = '    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])\n    difference'
+RATE = "min(\n            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
+AUTOREGRESSIVE = {DECODER: """self.encoder, self.own, self.calls = TwoWayGRU(embed_dim, hidden_dim), OWN, 0
+        self.decoder = nn.GRU(hidden_dim + self.output.out_features, hidden_dim, batch_first=True)""",
+                  DECODE: """
+        if self.training:
+            self.calls += 1
+            real = ((self.teacher - self.mean) / self.deviation).nan_to_num()
+            if not self.own:
+                before = nn.functional.pad(real, (0, 0, 1, 0))[:, :queries.shape[1]]
+                return queries + self.decoder(torch.cat([queries, before], -1))[0]
+        before, hidden, made = queries.new_zeros(len(queries), 1, self.mean.numel()), None, []
+        for t in range(queries.shape[1]):
+            state, hidden = self.decoder(torch.cat([queries[:, t:t + 1], before], -1), hidden)
+            made.append(queries[:, t:t + 1] + state)
+            before = self.output(made[-1])
+            if self.training:  # the share of its own frames rises to `own` in 500 steps
+                mine = torch.rand(len(queries), 1, 1) < self.own * min(1, self.calls / 500)
+                before = torch.where(mine, before.detach(), real[:, t:t + 1])
+        return torch.cat(made, 1)
+""", MODEL: "    model.teacher = batch['pose']\n" + MODEL}
+AUGMENT = """    turn = 0.05 * torch.randn(len(batch["pose"])) if model.training else torch.zeros(len(batch["pose"]))
+    grow = 1 + 0.05 * torch.randn(len(turn)) * model.training
+    matrix = torch.stack([torch.stack([turn.cos(), -turn.sin()], -1), torch.stack([turn.sin(), turn.cos()], -1)], 1)
+    points = batch["pose"].unflatten(-1, (-1, 2)) @ (matrix * grow[:, None, None])[:, None]
+    batch = {**batch, "pose": points.flatten(2)}
+"""
+FREE = {"        self.dropout = nn.Dropout(dropout)\n":
+        "        self.dropout, self.search = nn.Dropout(dropout), nn.Linear(22, states_dim)\n",
+        "        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)\n": """
+        search = self.search(torch.cat([waves(phase), waves(time).expand(*phase.shape, -1)], -1))
+        scores = search @ states.transpose(1, 2) / math.sqrt(states.shape[-1]) + 0 * nearness
+        window = scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
+""", "        position = (window[..., None] * waves(within)).sum(2)\n":
+        "        position = 0 * (window[..., None] * waves(within)).sum(2)\n"}
+BEHIND = {DECODER: DECODER + "\n        self.attention = nn.MultiheadAttention(hidden_dim, 4, batch_first=True)",
+          DECODE: """        frames = queries + self.decoder(queries, frame_mask)
+        return frames + self.attention(frames, states, states, key_padding_mask=~token_mask)[0]
+"""}
+VELOCITY = """    real, own = batch["pose"].diff(dim=1), pose[:, :seen.shape[1]].diff(dim=1)
+    extra = torch.where(real.isfinite(), own - real, 0).square().sum() / real.square().nansum()
+"""
+BONES = """    parents = [21 * hand + (0 if joint == 1 else joint - 1 + 4 * finger) for hand in range(2) for finger in range(5)
+               for joint in range(1, 5)]
+    children = [21 * hand + joint + 4 * finger for hand in range(2) for finger in range(5) for joint in range(1, 5)]
+    real, own = (x.unflatten(-1, (-1, 2)) for x in (batch["pose"], pose[:, :seen.shape[1]]))
+    real, own = (x[:, :, children] - x[:, :, parents] for x in (real, own))
+    extra = torch.where(real.isfinite(), own - real, 0).square().sum() / real.square().nansum()
+"""
+# A row's name -> its edits: constants, and pieces of the source
+ROWS = {
+    "as shipped": {},
+    "no speed loss": dict(SPEED_WEIGHT=0.0),
+    "no word dropout": dict(WORD_DROPOUT=0.0),
+    "neither": dict(SPEED_WEIGHT=0.0, WORD_DROPOUT=0.0),
+    "free attention, no durations": FREE,
+    "free attention behind the decoder": BEHIND,
+    "autoregressive, teacher forcing": {**AUTOREGRESSIVE, DECODER: AUTOREGRESSIVE[DECODER].replace("OWN", "0")},
+    "autoregressive, scheduled sampling": {**AUTOREGRESSIVE, DECODER: AUTOREGRESSIVE[DECODER].replace("OWN", "0.5")},
+    "no average of the weights": dict(AVERAGE=0.0),
+    "dropout 0.3": dict(DROPOUT=0.3),
+    "word dropout 0.2": dict(WORD_DROPOUT=0.2),
+    "speed loss 0.1": dict(SPEED_WEIGHT=0.1),
+    "velocity loss 0.1 in its place": {LOSS: VELOCITY + LOSS + " 0.1 * extra +", "SPEED_WEIGHT": 0.0},
+    "bone-vector loss 0.3": {LOSS: BONES + LOSS + " 0.3 * extra +"},
+    "hands weigh double": {"    difference, seen = pose_difference(pose, batch[\"pose\"])\n    real, clip":
+                           "    difference, seen = pose_difference(pose, batch[\"pose\"])\n    difference = difference * "
+                           "(1 + (torch.arange(152) < 84) * 0.4142)\n    real, clip"},
+    "standardised loss": {"for x in (difference, slow, late)": "for x in (difference / getattr(model, 'module', model)"
+                          ".deviation * 0.3, slow, late)"},
+    "rotations and scales, 0.05": {MODEL: AUGMENT + MODEL},
+    "constant rate after the warm-up": {RATE: "min(1, (step + 1) / rise)"},
+    "one-way decoder": {DECODER: "self.encoder = TwoWayGRU(embed_dim, hidden_dim)\n"
+                        "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",
+                        DECODE: "        return queries + self.decoder(queries)[0]\n"},
+    "half the width": dict(HIDDEN_DIM=256, EMBED_DIM=128),
+}
+SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_mse"]),
+         **{title: lambda r, key=key: float(r[key]) for title, key in [
+             ("DTW-MJE", "val_dtw_mje"), ("motion", "motion"), ("recall@1", "recall_at_1"),
+             ("duration error, s", "duration_error")]}}
+
+
+def closing(model, row, data, seed, settings):
+    """One run of the edited script -> its closing block as a dict."""
+    source = (ROOT / "train_final_model.py").read_text("utf8")
+    constants = {name: value for name, value in ROWS[row].items() if name.isupper()}
+    for old, new in ROWS[row].items():
+        if old not in constants:
+            assert source.count(old) == 1, f"{row}: the script has changed: {old}"
+            source = source.replace(old, new)
+    source = edited(source, DATASET=os.path.abspath(data), CONFIG=None, SEED=seed, **{**settings, **constants})
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "train_final_model.py").write_text(source, "utf8")
+        done = subprocess.run([sys.executable, "train_final_model.py", "--model", model], cwd=folder, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if done.returncode:
+        raise SystemExit(f"{row}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return dict(line.split(": ", 1) for line in done.stdout.rpartition("\n\n")[2].splitlines() if ": " in line)
+
+
+def table(file):
+    runs = collections.defaultdict(list)
+    for line in file.read_text().splitlines():
+        run = json.loads(line)
+        runs[Path(run["data"]).name, run["model"], run["epochs"], run["row"]].append(run)
+    print("| data | model | epochs | edit | seeds |", *(f" {title} |" for title in SHOWN), sep="")
+    print("|---" * (5 + len(SHOWN)) + "|")
+    for key, group in sorted(runs.items(), key=lambda item: (item[0][:3], [*ROWS].index(item[0][3]))):
+        values = [[show(run) for run in group] for show in SHOWN.values()]
+        print(f"| {' | '.join(map(str, key))} | {len(group)} |", *(
+            f" {np.mean(v):.3f}" + (f" ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else "") + " |" for v in values), sep="")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", help="a folder with the columns gloss and pose; none: print the table alone")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--model", default="gru")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--bert", default="bert-base-uncased", help="BERT_NAME")
+    asked, file = parser.parse_args(), Path("ablation.jsonl")
+    for row in asked.rows if asked.data else ():
+        for seed in asked.seeds:
+            run = closing(asked.model, row, asked.data, seed, dict(EPOCHS=asked.epochs, BERT_NAME=asked.bert))
+            with open(file, "a") as out:
+                out.write(json.dumps({"row": row, "seed": seed, "epochs": asked.epochs, **run}) + "\n")
+    table(file)
+
+
+if __name__ == "__main__":
+    main()
