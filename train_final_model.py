@@ -765,7 +765,7 @@ def write_page(path, items, below=""):
 
 def curve(log):
     """The lines of a run's log -> its errors by epoch, as an inline SVG."""
-    colours, parts = {"train_mse": "#2b8cde", "val_mse": "#e0701a", "mean_pose_mse": "#888888"}, []
+    colours, parts = {"train_mse": "#2b8cde", "val_mse": "#e0701a", "mean_pose_mse": "#888"}, ['<text y="185">0</text>']
     top = max(line[name] for line in log for name in colours)
     for i, (name, colour) in enumerate(colours.items()):
         points = [f"{60 + 620 * line['epoch'] / len(log):.0f},{180 - 170 * line[name] / top:.1f}" for line in log]

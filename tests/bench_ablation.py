@@ -104,15 +104,20 @@ SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_m
              ("duration error, s", "duration_error")]}}
 
 
-def closing(model, row, data, seed, settings):
-    """One run of the edited script -> its closing block as a dict."""
-    source = (ROOT / "train_final_model.py").read_text("utf8")
+def with_edits(source, row, **settings):
+    """The script with a row's edits and other settings."""
     constants = {name: value for name, value in ROWS[row].items() if name.isupper()}
     for old, new in ROWS[row].items():
         if old not in constants:
             assert source.count(old) == 1, f"{row}: the script has changed: {old}"
             source = source.replace(old, new)
-    source = edited(source, DATASET=os.path.abspath(data), CONFIG=None, SEED=seed, **{**settings, **constants})
+    return edited(source, **{**settings, **constants})
+
+
+def closing(model, row, data, seed, settings):
+    """One run of the edited script -> its closing block as a dict."""
+    source = with_edits((ROOT / "train_final_model.py").read_text("utf8"), row, DATASET=os.path.abspath(data), CONFIG=None,
+                        SEED=seed, **settings)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train_final_model.py").write_text(source, "utf8")
         done = subprocess.run([sys.executable, "train_final_model.py", "--model", model], cwd=folder, text=True,
@@ -131,8 +136,8 @@ def table(file):
     print("|---" * (5 + len(SHOWN)) + "|")
     for key, group in sorted(runs.items(), key=lambda item: (item[0][:3], [*ROWS].index(item[0][3]))):
         values = [[show(run) for run in group] for show in SHOWN.values()]
-        print(f"| {' | '.join(map(str, key))} | {len(group)} |", *(
-            f" {np.mean(v):.3f}" + (f" ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else "") + " |" for v in values), sep="")
+        shown = [f"{np.mean(v):.3f}" + (f" ± {np.std(v, ddof=1):.3f}" if len(v) > 1 else "") for v in values]
+        print(f"| {' | '.join([*map(str, key), str(len(group)), *shown])} |")
 
 
 def main():
