@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import ROOT, edited
+from helpers import ROOT, edited, write_bert
 
 SETTINGS = dict(DATASET="sample", EMBED_DIM=16, HIDDEN_DIM=16, MAX_FRAMES=16, EPOCHS=3, BATCH_SIZE=4, PROCESSES=0,
                 DROPOUT=0.0, WORD_DROPOUT=0.0)
@@ -50,10 +50,13 @@ def until(condition, seconds=120):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("model", ["gru", "transformer"])
+@pytest.mark.parametrize("model", ["gru", "transformer", "bert"])
 def test_two_processes_learn_what_one_learns(model, tmp_path):
     """13 and 5 clips do not divide by 2, nor by the batch size."""
-    one, two = (start(tmp_path / str(n), processes=n, model=model) for n in (1, 2))
+    bert = write_bert(tmp_path / "bert")
+    config = (tmp_path / "bert" / "config.json").read_text()
+    (tmp_path / "bert" / "config.json").write_text(config.replace("dropout_prob\": 0.1", "dropout_prob\": 0.0"))
+    one, two = (start(tmp_path / str(n), processes=n, model=model, BERT_NAME=bert) for n in (1, 2))
     assert one.wait(200) == 0 and two.wait(200) == 0, said(tmp_path / "2")
     expected, got = outcome(tmp_path / "1", model), outcome(tmp_path / "2", model)
     torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=1e-6)
