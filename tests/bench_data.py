@@ -120,7 +120,7 @@ def loading():
     held = list(loader)
 
     class Held(list):
-        sampler = loader.sampler
+        sampler, dataset = loader.sampler, loader.dataset
     times = {"real": [], "held": []}
     for _ in range(4):  # in turn, on the same batches
         for name, source in [("real", loader), ("held", Held(held))]:
