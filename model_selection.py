@@ -661,9 +661,8 @@ def select(name, clips, statistics, vocabulary, device, settings):
     for epoch in range(1, settings.EPOCHS + 1):
         metrics = trainer.epoch(loaders, epoch)
         if metrics["val_mse"] < best["val_mse"]:
-            best = {**metrics, "epoch": epoch}
-            contents = {**built, "metrics": best, "weights": trainer.averaged.state_dict()}
-            write_whole(f"selection_{name}.pt", contents)
+            best = metrics
+            write_whole(f"selection_{name}.pt", {**built, "metrics": best, "weights": trainer.averaged.state_dict()})
         if epoch - best["epoch"] >= settings.PATIENCE:
             break
     return best

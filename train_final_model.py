@@ -826,7 +826,8 @@ def train(name, settings, going_on, device):
     if world > 1 and not local:
         dist.barrier()
     statistics, vocabulary = training_statistics(clips["train"], settings.POSE_DIM, settings.MIN_GLOSS_COUNT)
-    print(f"device             {torch.cuda.get_device_name() if gpu else 'cpu'}, {precision}, {world} process(es)")
+    others = f", {world} processes" * (world > 1)
+    print(f"device             {torch.cuda.get_device_name() if gpu else 'cpu'}, {precision}{others}", flush=True)
     torch.manual_seed(settings.SEED)
     model, tokens, built = new_model(name, statistics, vocabulary, settings)
     loaders = make_loaders(clips, tokens, settings, settings.PROCESSES, rank, world)
@@ -892,7 +893,7 @@ if __name__ == "__main__":
     except torch.OutOfMemoryError:
         sys.exit(f"error: GPU full at {torch.cuda.max_memory_allocated() >> 20} MB; lower BATCH_SIZE = {BATCH_SIZE}")
     except RuntimeError as error:
-        if not re.search("peer|remote process", str(error)):
+        if not dist.is_initialized() or not re.search("peer|remote process", str(error)):
             raise
         sys.exit("error: another process of this run is gone, so that this one ends, too; go on with --resume")
     except OSError as error:  # the disk is full, a folder cannot be written, ...
