@@ -585,8 +585,8 @@ def training_loss(model, batch, settings):
 class Trainer:
     """A model in training, and `averaged`, the moving average of its weights, which is what is evaluated and saved."""
     def __init__(self, model, steps, settings, precision=torch.float32):
-        self.model, self.averaged, self.settings = model, copy.deepcopy(model).requires_grad_(False), settings
-        self.device, self.precision = model.mean.device, precision
+        self.model, self.settings, self.device, self.precision = model, settings, model.mean.device, precision
+        self.averaged = copy.deepcopy(model).requires_grad_(False).to(self.device)  # which lays GRUs out for cuDNN anew
         self.parallel = DistributedDataParallel(model, forward_sync_buffers=False) if dist.is_initialized() else model
         rates = [(False, getattr(settings, model.learning_rate)), (True, settings.LR_BERT)]
         self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
@@ -595,7 +595,8 @@ class Trainer:
         rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
             1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        # With bfloat16, too, since cuDNN's GRUs compute in float16 under any autocast
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
     def epoch(self, loaders, number):
         """One epoch and its validation, reported by a line of fixed width -> the metrics."""
         began, label = time.time(), f"{self.model.title} epoch {number}/{self.settings.EPOCHS}"
@@ -625,12 +626,11 @@ class Trainer:
             step = self.schedule.last_epoch  # the average's memory grows with the steps, up to 1 / (1 - average)
             follow = torch.optim.swa_utils.get_ema_multi_avg_fn(min(self.settings.AVERAGE, (1 + step) / (10 + step)))
             follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
-            sums += torch.where(loss.isfinite(), torch.stack([squares, count]).double(), 0)
-            bad = torch.where(loss.isfinite(), -1, torch.where(bad < 0, i, bad))  # the first of those in a row
-            if i % 20 == 19 or i + 1 == len(loader):  # seldom, since the host waits for the device here
-                if (first := bad.item()) >= 0 and i - first >= 20 * self.scaler.is_enabled():  # which seeks its scale
-                    raise SystemExit(f"error: the loss of {label}, batch {first + 1} is not finite, though its clips "
-                                     "are, as preparing them makes sure: lower the learning rate")
+            sums += torch.stack([squares, count]).double()
+            bad = torch.where((bad < 0) & ~loss.isfinite(), i, bad)  # the first one
+            if (i % 20 == 19 or i + 1 == len(loader)) and (first := bad.item()) >= 0:  # seldom: the host waits here
+                raise SystemExit(f"error: the loss of {label}, batch {first + 1} is not finite, though its clips "
+                                 "are, as preparing them makes sure: lower the learning rate")
         squares, count = summed(sums).tolist()
         return squares / max(count, 1)
 

@@ -48,6 +48,12 @@ AUGMENT = """    turn = 0.05 * torch.randn(len(batch["pose"])) if model.training
     points = batch["pose"].unflatten(-1, (-1, 2)) @ (matrix * grow[:, None, None])[:, None]
     batch = {**batch, "pose": points.flatten(2)}
 """
+WARP = """    last, t = batch["n_frames"][:, None] - 1, torch.arange(batch["pose"].shape[1])[None]
+    bend = (0.05 * torch.randn(len(last), 1)).clamp(-0.15, 0.15) * model.training
+    at = torch.where(t < last, t + bend * last * (math.pi * t / last).sin(), t)[..., None]
+    before, after = (torch.take_along_dim(batch["pose"], x.long(), 1) for x in (at.floor(), at.ceil()))
+    batch = {**batch, "pose": before + (after - before) * (at - at.floor())}
+"""
 FREE = {"        self.dropout = nn.Dropout(dropout)\n":
         "        self.dropout, self.search = nn.Dropout(dropout), nn.Linear(22, states_dim)\n",
         "        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)\n": """
@@ -92,6 +98,7 @@ ROWS = {
     "standardised loss": {"for x in (difference, slow, late)": "for x in (difference / getattr(model, 'module', model)"
                           ".deviation * 0.3, slow, late)"},
     "rotations and scales, 0.05": {MODEL: AUGMENT + MODEL},
+    "time warp": {MODEL: WARP + MODEL},
     "constant rate after the warm-up": {RATE: "min(1, (step + 1) / rise)"},
     "one-way decoder": {DECODER: "self.encoder = TwoWayGRU(embed_dim, hidden_dim)\n"
                         "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",

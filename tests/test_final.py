@@ -264,23 +264,6 @@ def test_a_loss_that_is_not_finite_names_its_batch(tiny, tmp_path, monkeypatch):
     assert torch.load(BEST, weights_only=True)["metrics"]["epoch"] == 1
 
 
-def test_a_step_that_the_scaler_skips_is_no_stop(tiny, monkeypatch):
-    training_loss, steps = final.training_loss, []
-
-    def overflowing(*arguments):
-        steps.append(0)
-        loss, *rest = training_loss(*arguments)
-        return loss + (math.inf if len(steps) in (1, 2, 7) else 0), *rest  # its gradient stays finite
-    monkeypatch.setattr(final, "training_loss", overflowing)
-    monkeypatch.setattr(torch.amp.GradScaler, "is_enabled", lambda scaler: True)
-    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", lambda *_: None)
-    monkeypatch.setattr(torch.amp.GradScaler, "scale", lambda scaler, loss: loss)
-    monkeypatch.setattr(torch.amp.GradScaler, "step", lambda scaler, optimizer: optimizer.step())
-    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda *_: None)
-    code, out, err = fork()
-    assert code == 0, err
-
-
 # ---- hostile files
 
 def test_only_the_documented_error_comes_out_of_spoiled_pose_files():
