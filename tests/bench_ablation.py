@@ -69,9 +69,9 @@ BEHIND = {DECODER: DECODER + "\n        self.attention = nn.MultiheadAttention(h
 VELOCITY = """    real, own = batch["pose"].diff(dim=1), pose[:, :seen.shape[1]].diff(dim=1)
     extra = torch.where(real.isfinite(), own - real, 0).square().sum() / real.square().nansum()
 """
-BONES = """    parents = [21 * hand + (0 if joint == 1 else joint - 1 + 4 * finger) for hand in range(2) for finger in range(5)
-               for joint in range(1, 5)]
-    children = [21 * hand + joint + 4 * finger for hand in range(2) for finger in range(5) for joint in range(1, 5)]
+BONES = """    joints = [(21 * hand, 4 * finger, joint) for hand in range(2) for finger in range(5) for joint in range(1, 5)]
+    parents = [hand + (0 if joint == 1 else joint - 1 + finger) for hand, finger, joint in joints]
+    children = [hand + finger + joint for hand, finger, joint in joints]
     real, own = (x.unflatten(-1, (-1, 2)) for x in (batch["pose"], pose[:, :seen.shape[1]]))
     real, own = (x[:, :, children] - x[:, :, parents] for x in (real, own))
     extra = torch.where(real.isfinite(), own - real, 0).square().sum() / real.square().nansum()
@@ -90,11 +90,11 @@ ROWS = {
     "dropout 0.3": dict(DROPOUT=0.3),
     "word dropout 0.2": dict(WORD_DROPOUT=0.2),
     "speed loss 0.1": dict(SPEED_WEIGHT=0.1),
+    "speed loss 1": dict(SPEED_WEIGHT=1.0),
     "velocity loss 0.1 in its place": {LOSS: VELOCITY + LOSS + " 0.1 * extra +", "SPEED_WEIGHT": 0.0},
     "bone-vector loss 0.3": {LOSS: BONES + LOSS + " 0.3 * extra +"},
-    "hands weigh double": {"    difference, seen = pose_difference(pose, batch[\"pose\"])\n    real, clip":
-                           "    difference, seen = pose_difference(pose, batch[\"pose\"])\n    difference = difference * "
-                           "(1 + (torch.arange(152) < 84) * 0.4142)\n    real, clip"},
+    "hands weigh double": {"    real, clip =": "    difference = difference * (1 + (torch.arange(152) < 84) * 0.4142)\n"
+                           "    real, clip ="},
     "standardised loss": {"for x in (difference, slow, late)": "for x in (difference / getattr(model, 'module', model)"
                           ".deviation * 0.3, slow, late)"},
     "rotations and scales, 0.05": {MODEL: AUGMENT + MODEL},
@@ -123,8 +123,8 @@ def with_edits(source, row, **settings):
 
 def closing(model, row, data, seed, settings):
     """One run of the edited script -> its closing block as a dict."""
-    source = with_edits((ROOT / "train_final_model.py").read_text("utf8"), row, DATASET=os.path.abspath(data), CONFIG=None,
-                        SEED=seed, **settings)
+    source = with_edits((ROOT / "train_final_model.py").read_text("utf8"), row, DATASET=os.path.abspath(data),
+                        CONFIG=None, SEED=seed, **settings)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train_final_model.py").write_text(source, "utf8")
         done = subprocess.run([sys.executable, "train_final_model.py", "--model", model], cwd=folder, text=True,

@@ -88,7 +88,8 @@ def test_a_hub_that_stays_away_ends_the_run_with_one_line(hub, tmp_path):
 
 @pytest.mark.parametrize("token, changes, said", [
     ("hf_wrong", {}, "401 Unauthorized"),
-    ("hf_noTerms", {}, "is a gated dataset on the Hub. Visit the dataset page at https://huggingface.co/datasets/Exploration-Lab/iSign"),
+    ("hf_noTerms", {}, "is a gated dataset on the Hub. Visit the dataset page at "
+     "https://huggingface.co/datasets/Exploration-Lab/iSign"),
     (TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "'Exploration-Lab/iSing' doesn't exist"),
     (TOKEN, {"POSES": "nothing_part_*"}, "no poses at hf://datasets/Exploration-Lab/iSign/nothing_part_*"),
 ])

@@ -79,7 +79,8 @@ def test_what_is_not_known_or_too_long_is_said_and_names_are_safe(predicted, tmp
 
 def test_the_page_holds_no_markup_of_a_gloss_and_needs_no_network(predicted, tmp_path):
     page = (tmp_path / "predictions" / "index.html").read_text("utf8")
-    assert "<IMG" not in page.upper().replace("\\U003CIMG", "") and not re.search(r"(src|href)\s*=", page.split("<script>")[0])
+    assert "<IMG" not in page.upper().replace("\\U003CIMG", "")
+    assert not re.search(r"(src|href)\s*=", page.split("<script>")[0])
     assert "http" not in page.replace("\\u003c", "")
     items = json.loads(re.search(r"items = (\[.*\]), lines", page)[1].replace("NaN", "null"))
     assert [item["gloss"] for item in items] == [" ".join(script.split_glosses(sentence)) for sentence in SENTENCES]
@@ -229,7 +230,8 @@ def test_the_preview_shows_a_real_clip_beside_the_generated_one(browser, tmp_pat
         "return [...document.querySelectorAll('polyline')].map(line => line.getAttribute('points'))")]
     top = max(float(line[name]) for line in log for name in ("train_mse", "val_mse", "mean_pose_mse"))
     for name, points in zip(("train_mse", "val_mse", "mean_pose_mse"), curves, strict=True):
-        assert [(180 - y) / 170 * top for _, y in points[:3]] == pytest.approx([float(x[name]) for x in log], abs=top / 999)
+        drawn = [(180 - y) / 170 * top for _, y in points[:3]]
+        assert drawn == pytest.approx([float(line[name]) for line in log], abs=top / 999)
         assert points[0][0] < points[1][0] < points[2][0] and name in browser.run(
             "return document.querySelector('svg').textContent")
     assert browser.errors() == []
