@@ -818,7 +818,7 @@ def train(name, settings, going_on, device):
     if settings.BATCH_SIZE % world:
         raise SystemExit(f"error: BATCH_SIZE = {settings.BATCH_SIZE} cannot be shared by {world} processes")
     write = write_whole if rank == 0 else lambda *_: None
-    half = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported() else torch.float16
+    half = torch.bfloat16 if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     precision = half if gpu and settings.MIXED_PRECISION else torch.float32
     if local:
         dist.barrier()  # until this machine's first process has prepared the clips
@@ -837,7 +837,7 @@ def train(name, settings, going_on, device):
             "PROCESSES", "PATIENCE", "MAX_BAD_SHARE") and last["settings"][key] != value]
         if other or last["built"] != built:
             raise SystemExit(f"error: {last_path} does not fit: {', '.join(other) or 'the data is another'}")
-        for part in parts:
+        for part in filter(last.get, parts):  # a run that began on a CPU has no scaler
             getattr(trainer, part).load_state_dict(last[part])
         return last["log"]
     log = load_checkpoint(last_path, go_on) if going_on else []

@@ -189,6 +189,15 @@ def test_a_signal_ends_the_run_with_one_line_and_nothing_is_lost(number, tiny, t
     assert code == 0 and " epoch " not in out.split("best_epoch")[0] and same(outcome(), expected)
 
 
+def test_a_run_that_began_on_a_cpu_goes_on_where_there_is_a_scaler(tiny, monkeypatch):
+    assert fork()[0] == 0
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
+    code, out, err = fork("--resume")
+    assert code == 0, err
+    assert torch.load(LAST, weights_only=True)["scaler"]["scale"] > 1
+
+
 def test_what_does_not_fit_is_not_resumed(tiny, monkeypatch, tmp_path):
     code, out, err = fork("--resume")
     assert code == 1 and err.startswith("error: last_gru.pt does not exist") and err.count("\n") == 1
