@@ -38,7 +38,7 @@ DROPOUT, WORD_DROPOUT = 0.1, 0.1     # of the features; of the glosses, which be
 EPOCHS, PATIENCE = 6, 2              # at most; and without a lower validation MSE, before a run stops
 BATCH_SIZE = 8
 LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at the GRU's rate
-WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; the gradient's norm
+WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; gradient norm, 0: any
 DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.3  # of the errors of the duration and of the points' speeds beside the MSE
 AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
 SEED = 0
@@ -66,11 +66,11 @@ class BadClip(Exception):
 def read_settings(script):
     """A script's globals() -> its settings, those above the shared block; SystemExit for one that makes no sense."""
     settings = {name: script[name] for name in list(script)[:list(script).index("ISIGN")] if name.isupper()}
-    shares = ("VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WORD_DROPOUT WARMUP AVERAGE LR_GRU LR_TRANSFORMER LR_BERT "
-              "DURATION_WEIGHT SPEED_WEIGHT").split()
+    shares = "VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WORD_DROPOUT WARMUP AVERAGE LR_GRU LR_TRANSFORMER LR_BERT".split()
+    weights = "GRAD_CLIP DURATION_WEIGHT SPEED_WEIGHT".split()
     for name in settings.keys() - set("DATASET CONFIG POSES BERT_NAME MIXED_PRECISION CANDIDATES".split()):
-        low = 0 if name in [*shares, *"TRAIN_CLIPS VALIDATION_CLIPS SEED PROCESSES GRAD_CLIP".split()] else 1
-        kind, high = (float, 0.99999) if name in shares else (float if name in ("FPS", "GRAD_CLIP") else int, 2**31)
+        low = 0 if name in [*shares, *weights, *"TRAIN_CLIPS VALIDATION_CLIPS SEED PROCESSES".split()] else 1
+        kind, high = (float, 0.99999) if name in shares else (float if name in ["FPS", *weights] else int, 2**31)
         if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
             raise SystemExit(f"error: {name} = {settings[name]!r} makes no sense; it is a "
                              f"{'whole ' * (kind is int)}number from {low} to {high}")
@@ -616,7 +616,7 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(loss).backward()
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.GRAD_CLIP)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.GRAD_CLIP or math.inf)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.schedule.step()

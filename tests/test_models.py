@@ -319,6 +319,19 @@ def test_mixed_precision_learns_alike_and_steps_that_the_scaler_skips_are_no_sto
     assert mse[precision] == pytest.approx(mse[torch.float32], rel=0.1)
 
 
+@pytest.mark.parametrize("limit", [0, 1e-9, 1e9])
+def test_the_gradient_is_clipped_and_0_is_no_limit(limit, bert, monkeypatch):
+    norms, step = [], torch.optim.AdamW.step
+
+    def seen(optimizer, *arguments, **changes):
+        values = [value for group in optimizer.param_groups for value in group["params"] if value.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm([value.grad for value in values]).item())
+        return step(optimizer, *arguments, **changes)
+    monkeypatch.setattr(torch.optim.AdamW, "step", seen)
+    train("gru", bert, GRAD_CLIP=limit)
+    assert max(norms) <= 1.001e-9 if limit == 1e-9 else min(norms) > 0.01
+
+
 def test_the_average_is_laid_out_for_cudnn(monkeypatch):
     """Without a GPU all that can be seen is that PyTorch is asked to, which it is not when a model is copied."""
     laid_out = set()

@@ -175,6 +175,15 @@ def test_a_setting_that_makes_no_sense_is_one_line(name, wrong, tiny, monkeypatc
     assert not [*tmp_path.glob("*.pt*")]
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_settings_at_the_edge_of_sense_are_taken(name):
+    module, _ = SCRIPTS[name]
+    edge = dict(SPEED_WEIGHT=2.5, DURATION_WEIGHT=3, GRAD_CLIP=0, AVERAGE=0, WARMUP=0.0, FPS=29.97, PROCESSES=0,
+                TRAIN_CLIPS=0, DROPOUT=0, WORD_DROPOUT=0.9, SEED=0, LR_BERT=0, EPOCHS=1, PATIENCE=1, BATCH_SIZE=1)
+    settings = vars(module.read_settings({**vars(module), **edge}))
+    assert {key: settings[key] for key in edge} == edge
+
+
 def test_errors_as_a_user_sees_them(tmp_path):
     """150 numbers a frame come to light in the processes that prepare the clips."""
     wrong = run(tmp_path / "a", "model_selection.py", **{**TINY, "TRAIN_CLIPS": 0, "PROCESSES": 2, "POSE_DIM": 150})
