@@ -260,8 +260,9 @@ def draw_subset(videos, clips):
 
 def load_rows(dataset, config, token):
     """The data set -> a Dataset with the columns gloss, and pose or uid; for each row whether it validates, or None."""
-    given, found = datasets.config.HF_HUB_OFFLINE, None
-    for datasets.config.HF_HUB_OFFLINE in (True, given):  # what lies in the cache is not asked for again
+    found = None
+    for offline in (True, datasets.config.HF_HUB_OFFLINE):  # what lies in the cache is not asked for again
+        datasets.config.HF_HUB_OFFLINE = offline
         try:
             found = found or ({"train": sample_rows(320, 1), "validation": sample_rows(80, 2)} if dataset == "sample"
                               else datasets.load_dataset(dataset, config, token=token))
@@ -595,8 +596,7 @@ class Trainer:
         rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
             1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
-        # With bfloat16, too, since cuDNN's GRUs compute in float16 under any autocast
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)  # cuDNN's GRU: float16
     def epoch(self, loaders, number):
         """One epoch and its validation, reported by a line of fixed width -> the metrics."""
         began, label = time.time(), f"{self.model.title} epoch {number}/{self.settings.EPOCHS}"

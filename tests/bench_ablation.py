@@ -99,6 +99,7 @@ ROWS = {
                           ".deviation * 0.3, slow, late)"},
     "rotations and scales, 0.05": {MODEL: AUGMENT + MODEL},
     "time warp": {MODEL: WARP + MODEL},
+    "warm-up of 1 %": dict(WARMUP=0.01),
     "constant rate after the warm-up": {RATE: "min(1, (step + 1) / rise)"},
     "one-way decoder": {DECODER: "self.encoder = TwoWayGRU(embed_dim, hidden_dim)\n"
                         "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",
