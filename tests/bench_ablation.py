@@ -69,12 +69,25 @@ BEHIND = {DECODER: DECODER + "\n        self.attention = nn.MultiheadAttention(h
 VELOCITY = """    real, own = batch["pose"].diff(dim=1), pose[:, :seen.shape[1]].diff(dim=1)
     extra = torch.where(real.isfinite(), own - real, 0).square().sum() / real.square().nansum()
 """
-BONES = """    joints = [(21 * hand, 4 * finger, joint) for hand in range(2) for finger in range(5) for joint in range(1, 5)]
-    parents = [hand + (0 if joint == 1 else joint - 1 + finger) for hand, finger, joint in joints]
-    children = [hand + finger + joint for hand, finger, joint in joints]
+BONES = """    joints = [(21 * hand, 4 * finger, j) for hand in range(2) for finger in range(5) for j in range(1, 5)]
+    parents = [hand + (0 if j == 1 else j - 1 + finger) for hand, finger, j in joints]
+    children = [hand + finger + j for hand, finger, j in joints]
     real, own = (x.unflatten(-1, (-1, 2)) for x in (batch["pose"], pose[:, :seen.shape[1]]))
     real, own = (x[:, :, children] - x[:, :, parents] for x in (real, own))
     extra = torch.where(real.isfinite(), own - real, 0).square().sum() / real.square().nansum()
+"""
+# After the training: the MSE where one gloss of each validation sentence is one that training never had
+UNKNOWN = """
+import random, sys, torch, train_final_model as script
+def spoil(clip):
+    words = clip["gloss"].split()
+    words[random.Random(clip["gloss"]).randrange(len(words))] = "NEVERSEEN"
+    return {"gloss": " ".join(words)}
+settings = script.read_settings(vars(script))
+clips, _ = script.load_clips(settings)
+model, tokens = script.load_checkpoint(sys.argv[1])
+loaders = script.make_loaders({"validation": clips["validation"].map(spoil)}, tokens, settings)
+print(script.evaluate(model, loaders["validation"], torch.device("cpu"))["val_mse"])
 """
 # A row's name -> its edits: constants, and pieces of the source
 ROWS = {
@@ -105,11 +118,16 @@ ROWS = {
                         "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",
                         DECODE: "        return queries + self.decoder(queries)[0]\n"},
     "half the width": dict(HIDDEN_DIM=256, EMBED_DIM=128),
+    "two decoder layers": {DECODER: DECODER + "\n        self.second = TwoWayGRU(hidden_dim, hidden_dim)",
+                           DECODE: "        frames = queries + self.decoder(queries, frame_mask)\n"
+                           "        return frames + self.second(frames, frame_mask)\n"},
+    "time without phase": {"position, waves(phase),": "position, 0 * waves(phase),"},
 }
 SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_mse"]),
          **{title: lambda r, key=key: float(r[key]) for title, key in [
              ("DTW-MJE", "val_dtw_mje"), ("motion", "motion"), ("recall@1", "recall_at_1"),
-             ("duration error, s", "duration_error")]}}
+             ("duration error, s", "duration_error")]},
+         "MSE, a gloss unknown": lambda r: float(r.get("unknown_mse", "nan")) / float(r["mean_pose_mse"])}
 
 
 def with_edits(source, row, **settings):
@@ -128,11 +146,17 @@ def closing(model, row, data, seed, settings):
                         CONFIG=None, SEED=seed, **settings)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train_final_model.py").write_text(source, "utf8")
-        done = subprocess.run([sys.executable, "train_final_model.py", "--model", model], cwd=folder, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        block, unknown = (run(folder, row, *what).stdout for what in (
+            ("train_final_model.py", "--model", model), ("-c", UNKNOWN, f"best_{model}.pt")))
+    values = dict(line.split(": ", 1) for line in block.rpartition("\n\n")[2].splitlines() if ": " in line)
+    return {**values, "unknown_mse": unknown.split()[-1]}
+
+
+def run(folder, row, *what):
+    done = subprocess.run([sys.executable, *what], cwd=folder, text=True, capture_output=True)
     if done.returncode:
         raise SystemExit(f"{row}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return dict(line.split(": ", 1) for line in done.stdout.rpartition("\n\n")[2].splitlines() if ": " in line)
+    return done
 
 
 def table(file):
