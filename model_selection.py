@@ -8,8 +8,7 @@ selection_<model>.pt for every candidate into this folder, and the prepared clip
 import argparse, collections, copy, functools, glob, hashlib, io, math, os, pathlib, random, re
 import sys, tempfile, time, unicodedata, warnings, zipfile, zlib
 
-import datasets, fsspec, huggingface_hub, torch, transformers
-import numpy as np
+import datasets, fsspec, huggingface_hub, numpy as np, torch, transformers
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader
 from pose_format.utils.reader import BufferReader
@@ -450,9 +449,8 @@ class PoseModel(nn.Module):
         self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
         self.query, self.output = nn.Linear(states_dim + 33, query_dim), nn.Linear(query_dim, pose_dim)
         self.dropout = nn.Dropout(dropout)
-        for name in ("mean", "deviation", "seen"):  # see training_statistics
-            self.register_buffer(name, torch.ones(pose_dim))
-        self.register_buffer("seconds_per_gloss", torch.ones(()))
+        for name in ("mean", "deviation", "seen", "seconds_per_gloss"):  # see training_statistics
+            self.register_buffer(name, torch.ones(() if name == "seconds_per_gloss" else pose_dim))
     def forward(self, tokens, token_mask, n_frames=None):
         """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
         states = self.encode(tokens, token_mask)  # (B, S, H)
@@ -507,6 +505,8 @@ class TransformerModel(PoseModel):
         warnings.filterwarnings("ignore", "enable_nested_tensor")  # which does not go with norm_first
         self.core = nn.Transformer(embed_dim, math.gcd(4, embed_dim), 3, 3, hidden_dim, dropout, batch_first=True,
                                    norm_first=True)
+        for weight in [w for name, w in self.core.named_parameters() if re.search("out_proj|linear2", name)]:
+            nn.init.zeros_(weight)  # every layer begins as the identity, and so learns from the first steps on
     def encode(self, tokens, token_mask):
         order = self.order(waves(torch.arange(tokens.shape[1], device=tokens.device) / 32))
         return self.core.encoder(self.dropout(self.embed(tokens) + order), src_key_padding_mask=~token_mask)

@@ -11,8 +11,7 @@ complete by itself), last_<model>.pt, log_<model>.csv, preview_<model>.html; pre
 import argparse, collections, copy, datetime, functools, glob, hashlib, io, itertools, json, math, os, pathlib, random
 import re, signal, sys, tempfile, time, unicodedata, warnings, zipfile, zlib
 
-import datasets, fsspec, huggingface_hub, torch, transformers
-import numpy as np
+import datasets, fsspec, huggingface_hub, numpy as np, torch, transformers
 from pose_format import Pose
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
@@ -453,9 +452,8 @@ class PoseModel(nn.Module):
         self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
         self.query, self.output = nn.Linear(states_dim + 33, query_dim), nn.Linear(query_dim, pose_dim)
         self.dropout = nn.Dropout(dropout)
-        for name in ("mean", "deviation", "seen"):  # see training_statistics
-            self.register_buffer(name, torch.ones(pose_dim))
-        self.register_buffer("seconds_per_gloss", torch.ones(()))
+        for name in ("mean", "deviation", "seen", "seconds_per_gloss"):  # see training_statistics
+            self.register_buffer(name, torch.ones(() if name == "seconds_per_gloss" else pose_dim))
     def forward(self, tokens, token_mask, n_frames=None):
         """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
         states = self.encode(tokens, token_mask)  # (B, S, H)
@@ -510,6 +508,8 @@ class TransformerModel(PoseModel):
         warnings.filterwarnings("ignore", "enable_nested_tensor")  # which does not go with norm_first
         self.core = nn.Transformer(embed_dim, math.gcd(4, embed_dim), 3, 3, hidden_dim, dropout, batch_first=True,
                                    norm_first=True)
+        for weight in [w for name, w in self.core.named_parameters() if re.search("out_proj|linear2", name)]:
+            nn.init.zeros_(weight)  # every layer begins as the identity, and so learns from the first steps on
     def encode(self, tokens, token_mask):
         order = self.order(waves(torch.arange(tokens.shape[1], device=tokens.device) / 32))
         return self.core.encoder(self.dropout(self.embed(tokens) + order), src_key_padding_mask=~token_mask)

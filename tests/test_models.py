@@ -28,6 +28,9 @@ def statistics():
 def build(name, bert, **changes):
     settings = dict(DROPOUT=0.3, POSE_DIM=D, MAX_FRAMES=FRAMES, MAX_GLOSS_LEN=6, BERT_NAME=bert)
     model, tokens, built = script.new_model(name, statistics(), VOCABULARY, small(**{**settings, **changes}))
+    for value in model.parameters():  # a layer that begins as the identity would hide what its masks do
+        if value.dim() == 2 and not value.any():
+            torch.nn.init.xavier_uniform_(value)
     return model.eval(), tokens, built
 
 
@@ -453,3 +456,10 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         script.write_whole("best.pt", {"epoch": 2})
     assert torch.load("best.pt") == {"epoch": 1}
+
+
+def test_the_layers_of_a_fresh_transformer_are_identities():
+    model = script.new_model("transformer", statistics(), VOCABULARY, small(POSE_DIM=D, MAX_FRAMES=FRAMES))[0].eval()
+    x, states = torch.randn(2, 5, model.output.in_features), torch.randn(2, 3, model.output.in_features)
+    torch.testing.assert_close(model.core.encoder(x), model.core.encoder.norm(x))
+    torch.testing.assert_close(model.core.decoder(x, states), model.core.decoder.norm(x))
