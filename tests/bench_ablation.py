@@ -21,6 +21,7 @@ from helpers import ROOT, edited  # noqa: E402
 LOSS = "    loss = mse / variance +"
 DECODER = "self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)"
 DECODE = "        return queries + self.decoder(queries, frame_mask)\n"
+ENCODE = "        return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))\n"
 MODEL = '    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])\n    difference'
 RATE = "min(\n            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
 AUTOREGRESSIVE = {DECODER: """self.encoder, self.own, self.calls = TwoWayGRU(embed_dim, hidden_dim), OWN, 0
@@ -89,6 +90,18 @@ model, tokens = script.load_checkpoint(sys.argv[1])
 loaders = script.make_loaders({"validation": clips["validation"].map(spoil)}, tokens, settings)
 print(script.evaluate(model, loaders["validation"], torch.device("cpu"))["val_mse"])
 """
+
+
+def layers(n):
+    """The GRU's decoder with n layers, each beside a connection that skips it."""
+    more = f"\n        self.more = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range({n - 1}))"
+    return {DECODER: DECODER + more, DECODE: """        frames = queries + self.decoder(queries, frame_mask)
+        for layer in self.more:
+            frames = frames + layer(frames, frame_mask)
+        return frames
+"""}
+
+
 # A row's name -> its edits: constants, and pieces of the source
 ROWS = {
     "as shipped": {},
@@ -118,9 +131,15 @@ ROWS = {
                         "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",
                         DECODE: "        return queries + self.decoder(queries)[0]\n"},
     "half the width": dict(HIDDEN_DIM=256, EMBED_DIM=128),
-    "two decoder layers": {DECODER: DECODER + "\n        self.second = TwoWayGRU(hidden_dim, hidden_dim)",
-                           DECODE: "        frames = queries + self.decoder(queries, frame_mask)\n"
-                           "        return frames + self.second(frames, frame_mask)\n"},
+    "two decoder layers": layers(2),
+    "three decoder layers": layers(3),
+    "two encoder layers": {DECODER: DECODER + "\n        self.second = TwoWayGRU(hidden_dim, hidden_dim)",
+                           ENCODE: "        states = self.encoder(self.dropout(self.embed(tokens)), token_mask)\n"
+                           "        return self.dropout(states + self.second(self.dropout(states), token_mask))\n"},
+    "a token before and behind": {
+        "for gloss in words] for words in rows]": "for gloss in ['<s>', *words, '</s>']] for words in rows]",
+        '["<pad>", "<unk>", *kept]': '["<pad>", "<unk>", "<s>", "</s>", *kept]'},
+    "usual initialisation": {"            nn.init.zeros_(weight)": "            pass"},  # of the Transformer
     "time without phase": {"position, waves(phase),": "position, 0 * waves(phase),"},
 }
 SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_mse"]),
