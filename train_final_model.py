@@ -43,7 +43,7 @@ LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at t
 WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; gradient norm, 0: any
 DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.3  # of the errors of the duration and of the points' speeds beside the MSE
 AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
-MIXED_PRECISION = True               # on CUDA: bfloat16, or float16 with a scaler where the GPU has no bfloat16
+MIXED_PRECISION = True               # on CUDA: bfloat16 where the GPU has it, else float16; the GRUs always float16
 
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
 # Shapes: B clips, S glosses or word pieces, T frames, D = 2 K pose numbers of K keypoints, H hidden size.
@@ -452,8 +452,9 @@ class PoseModel(nn.Module):
         self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
         self.query, self.output = nn.Linear(states_dim + 33, query_dim), nn.Linear(query_dim, pose_dim)
         self.dropout = nn.Dropout(dropout)
-        for name in ("mean", "deviation", "seen", "seconds_per_gloss"):  # see training_statistics
-            self.register_buffer(name, torch.ones(() if name == "seconds_per_gloss" else pose_dim))
+        for name in ("mean", "deviation", "seen"):  # see training_statistics
+            self.register_buffer(name, torch.ones(pose_dim))
+        self.register_buffer("seconds_per_gloss", torch.ones(()))
     def forward(self, tokens, token_mask, n_frames=None):
         """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
         states = self.encode(tokens, token_mask)  # (B, S, H)
@@ -480,24 +481,26 @@ class PoseModel(nn.Module):
         ends = durations.cumsum(1)
         at = (phase.clamp(max=1) * ends[:, -1:])[..., None]
         starts, ends = (ends - durations)[:, None], ends[:, None]
-        softness = self.log_softness.exp()
-        nearness = sum(nn.functional.logsigmoid(x / softness) for x in (at - starts, ends - at))  # (B, T, S)
-        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
+        nearness = sum(nn.functional.logsigmoid(x / self.log_softness.exp()) for x in (at - starts, ends - at))
+        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)  # (B, T, S)
         within = ((at - starts) / durations[:, None].clamp(min=0.01)).clamp(-0.5, 1.5)
         position = (window[..., None] * waves(within)).sum(2)
         return self.query(torch.cat([window.to(states.dtype) @ states, position, waves(phase),
                                      waves(time).expand(*phase.shape, -1)], -1))
 
 class GRUModel(PoseModel):
-    """A bidirectional GRU over the glosses, a GRU decoder over the frames."""
+    """A bidirectional GRU over the glosses, two like it over the frames, each of which adds to its input."""
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)
+        self.encoder = TwoWayGRU(embed_dim, hidden_dim)
+        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))
     def encode(self, tokens, token_mask):
         return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))
     def decode(self, queries, frame_mask, states, token_mask):
-        return queries + self.decoder(queries, frame_mask)
+        for layer in self.decoder:
+            queries = queries + layer(queries, frame_mask)
+        return queries
 
 class TransformerModel(PoseModel):
     """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
@@ -524,7 +527,7 @@ class BertModel(GRUModel):
         self.pretrained = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**bert_config))
         self.pretrained.pooler = None  # nothing reads it
         self.bridge = nn.Linear(self.pretrained.config.hidden_size, hidden_dim)
-        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
+        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))
     def encode(self, tokens, token_mask):
         states = self.pretrained(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
         return self.dropout(self.bridge(states))
@@ -593,10 +596,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
             value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
             for pretrained, rate in rates], fused=True)
-        rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
-            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)  # cuDNN's GRU: float16
+            1, (step + 1) / max(1, settings.WARMUP * steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
     def epoch(self, loaders, number):
         """One epoch and its validation, reported by a line of fixed width -> the metrics."""
         began, label = time.time(), f"{self.model.title} epoch {number}/{self.settings.EPOCHS}"
@@ -826,8 +828,7 @@ def train(name, settings, going_on, device):
     if world > 1 and not local:
         dist.barrier()
     statistics, vocabulary = training_statistics(clips["train"], settings.POSE_DIM, settings.MIN_GLOSS_COUNT)
-    others = f", {world} processes" * (world > 1)
-    print(f"device             {torch.cuda.get_device_name() if gpu else 'cpu'}, {precision}{others}", flush=True)
+    print(f"device             {torch.cuda.get_device_name() if gpu else 'cpu'}, {precision}", flush=True)
     torch.manual_seed(settings.SEED)
     model, tokens, built = new_model(name, statistics, vocabulary, settings)
     loaders = make_loaders(clips, tokens, settings, settings.PROCESSES, rank, world)
@@ -860,9 +861,8 @@ def train(name, settings, going_on, device):
     loader = make_loaders(clips, tokens, settings)["validation"]
     metrics = evaluate(model.to(device), loader, device) | say_metrics(model, loader, device)
     some = clips["validation"].with_format("numpy")[:8]
-    made = generate(model, tokens, some["gloss"], device)
-    pairs = [[("real", pose.reshape(-1, settings.POSE_DIM // 2, 2) * UNIT + ORIGIN, seconds), ("generated", *own)]
-             for pose, seconds, own in zip(some["pose"], some["seconds"], made)]
+    pairs = [[("real", pose.reshape(-1, settings.POSE_DIM // 2, 2) * UNIT + ORIGIN, s), ("generated", *own)]
+             for pose, s, own in zip(some["pose"], some["seconds"], generate(model, tokens, some["gloss"], device))]
     write_page(f"preview_{name}.html", [*zip(map(str, some["gloss"]), pairs)], curve(log))
     closing = {"data": data, "model": name, "parameters": sum(value.numel() for value in model.parameters()),
                "best_epoch": best["epoch"], **{key: f"{value:.5f}" for key, value in metrics.items()},

@@ -1,7 +1,8 @@
 """What each choice is worth, by hand: python tests/bench_ablation.py DATA_FOLDER [--rows R ...] [--seeds 0 1 2]
 
-Every row is train_final_model.py with one edit, run as a user runs it with EPOCHS = 10. A line per run goes to
-ablation.jsonl; the table of all that it holds is printed. On a CPU core a run takes minutes.
+Every row but the first is train_final_model.py with one decoder layer and one edit, run as a user runs it with
+EPOCHS = 10. A line per run goes to ablation.jsonl; the table of all that it holds is printed. On a CPU core a run
+takes minutes.
 """
 import argparse
 import collections
@@ -19,11 +20,17 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from helpers import ROOT, edited  # noqa: E402
 
 LOSS = "    loss = mse / variance +"
-DECODER = "self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)"
-DECODE = "        return queries + self.decoder(queries, frame_mask)\n"
+DECODER = """self.encoder = TwoWayGRU(embed_dim, hidden_dim)
+        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))"""
+DECODE = """        for layer in self.decoder:
+            queries = queries + layer(queries, frame_mask)
+        return queries
+"""
+ONE_LAYER = {DECODER: DECODER.replace("range(2)", "range(1)")}
 ENCODE = "        return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))\n"
 MODEL = '    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])\n    difference'
-RATE = "min(\n            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
+RISE = "min(\n            1, (step + 1) / max(1, settings.WARMUP * steps))"
+FALL = " * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
 AUTOREGRESSIVE = {DECODER: """self.encoder, self.own, self.calls = TwoWayGRU(embed_dim, hidden_dim), OWN, 0
         self.decoder = nn.GRU(hidden_dim + self.output.out_features, hidden_dim, batch_first=True)""",
                   DECODE: """
@@ -57,14 +64,15 @@ WARP = """    last, t = batch["n_frames"][:, None] - 1, torch.arange(batch["pose
 """
 FREE = {"        self.dropout = nn.Dropout(dropout)\n":
         "        self.dropout, self.search = nn.Dropout(dropout), nn.Linear(22, states_dim)\n",
-        "        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)\n": """
+        "        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)  # (B, T, S)\n": """
         search = self.search(torch.cat([waves(phase), waves(time).expand(*phase.shape, -1)], -1))
         scores = search @ states.transpose(1, 2) / math.sqrt(states.shape[-1]) + 0 * nearness
         window = scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
 """, "        position = (window[..., None] * waves(within)).sum(2)\n":
         "        position = 0 * (window[..., None] * waves(within)).sum(2)\n"}
-BEHIND = {DECODER: DECODER + "\n        self.attention = nn.MultiheadAttention(hidden_dim, 4, batch_first=True)",
-          DECODE: """        frames = queries + self.decoder(queries, frame_mask)
+BEHIND = {DECODER: ONE_LAYER[DECODER] + """
+        self.attention = nn.MultiheadAttention(hidden_dim, 4, batch_first=True)""",
+          DECODE: """        frames = queries + self.decoder[0](queries, frame_mask)
         return frames + self.attention(frames, states, states, key_padding_mask=~token_mask)[0]
 """}
 VELOCITY = """    real, own = batch["pose"].diff(dim=1), pose[:, :seen.shape[1]].diff(dim=1)
@@ -92,19 +100,9 @@ print(script.evaluate(model, loaders["validation"], torch.device("cpu"))["val_ms
 """
 
 
-def layers(n):
-    """The GRU's decoder with n layers, each beside a connection that skips it."""
-    more = f"\n        self.more = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range({n - 1}))"
-    return {DECODER: DECODER + more, DECODE: """        frames = queries + self.decoder(queries, frame_mask)
-        for layer in self.more:
-            frames = frames + layer(frames, frame_mask)
-        return frames
-"""}
-
-
 # A row's name -> its edits: constants, and pieces of the source
 ROWS = {
-    "as shipped": {},
+    "one decoder layer": {},
     "no speed loss": dict(SPEED_WEIGHT=0.0),
     "no word dropout": dict(WORD_DROPOUT=0.0),
     "neither": dict(SPEED_WEIGHT=0.0, WORD_DROPOUT=0.0),
@@ -126,14 +124,13 @@ ROWS = {
     "rotations and scales, 0.05": {MODEL: AUGMENT + MODEL},
     "time warp": {MODEL: WARP + MODEL},
     "warm-up of 1 %": dict(WARMUP=0.01),
-    "constant rate after the warm-up": {RATE: "min(1, (step + 1) / rise)"},
+    "constant rate after the warm-up": {RISE + FALL: RISE},
     "one-way decoder": {DECODER: "self.encoder = TwoWayGRU(embed_dim, hidden_dim)\n"
                         "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",
                         DECODE: "        return queries + self.decoder(queries)[0]\n"},
     "half the width": dict(HIDDEN_DIM=256, EMBED_DIM=128),
-    "two decoder layers": layers(2),
-    "three decoder layers": layers(3),
-    "two encoder layers": {DECODER: DECODER + "\n        self.second = TwoWayGRU(hidden_dim, hidden_dim)",
+    "three decoder layers": {DECODER: DECODER.replace("range(2)", "range(3)")},
+    "two encoder layers": {DECODER: ONE_LAYER[DECODER] + "\n        self.second = TwoWayGRU(hidden_dim, hidden_dim)",
                            ENCODE: "        states = self.encoder(self.dropout(self.embed(tokens)), token_mask)\n"
                            "        return self.dropout(states + self.second(self.dropout(states), token_mask))\n"},
     "a token before and behind": {
@@ -142,6 +139,7 @@ ROWS = {
     "usual initialisation": {"            nn.init.zeros_(weight)": "            pass"},  # of the Transformer
     "time without phase": {"position, waves(phase),": "position, 0 * waves(phase),"},
 }
+ROWS = {"as shipped": {}, **{row: {**ONE_LAYER, **edits} for row, edits in ROWS.items()}}
 SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_mse"]),
          **{title: lambda r, key=key: float(r[key]) for title, key in [
              ("DTW-MJE", "val_dtw_mje"), ("motion", "motion"), ("recall@1", "recall_at_1"),
@@ -165,17 +163,18 @@ def closing(model, row, data, seed, settings):
                         CONFIG=None, SEED=seed, **settings)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "train_final_model.py").write_text(source, "utf8")
-        block, unknown = (run(folder, row, *what).stdout for what in (
-            ("train_final_model.py", "--model", model), ("-c", UNKNOWN, f"best_{model}.pt")))
+        block = run(row, folder, "train_final_model.py", "--model", model)
+        unknown = run(row, folder, "-c", UNKNOWN, f"best_{model}.pt")
     values = dict(line.split(": ", 1) for line in block.rpartition("\n\n")[2].splitlines() if ": " in line)
     return {**values, "unknown_mse": unknown.split()[-1]}
 
 
-def run(folder, row, *what):
+def run(row, folder, *what):
+    """What Python prints, in a row's folder; SystemExit where it fails."""
     done = subprocess.run([sys.executable, *what], cwd=folder, text=True, capture_output=True)
     if done.returncode:
         raise SystemExit(f"{row}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done
+    return done.stdout
 
 
 def table(file):

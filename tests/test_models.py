@@ -302,23 +302,23 @@ def test_training_lowers_the_loss_and_evaluation_does_not_depend_on_the_batch_si
 
 
 @names
-@pytest.mark.parametrize("precision, scale", [(torch.bfloat16, 2.0**127), (torch.float16, 2.0**20)])
-def test_mixed_precision_learns_alike_and_steps_that_the_scaler_skips_are_no_stop(
-        name, precision, scale, bert, monkeypatch):
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_mixed_precision_learns_alike_and_steps_that_the_scaler_skips_are_no_stop(name, precision, bert):
     settings, mse = small(POSE_DIM=D, BATCH_SIZE=2, EPOCHS=2, DROPOUT=0.0, WORD_DROPOUT=0.0), {}
-    scaler = torch.amp.GradScaler
-    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, scale, enabled=enabled))
     for kind in (torch.float32, precision):
         torch.manual_seed(0)
         model, tokens, _ = build(name, bert, DROPOUT=0.0)
         part = datasets.Dataset.from_list(clips() * 20, features=script.CLIP)
         loaders = script.make_loaders({"train": part, "validation": part}, tokens, settings)
         trainer = script.Trainer(model, 2 * len(loaders["train"]), settings, kind)
+        scale, overflows = trainer.scaler.get_scale(), iter([math.inf] * 3)
+        if kind != torch.float32:  # the first steps overflow
+            model.output.bias.register_hook(lambda gradient: gradient * next(overflows, 1))
         log = [trainer.epoch(loaders, number) for number in (1, 2)]
         mse[kind] = log[-1]["val_mse"]
         assert all(math.isfinite(line["train_mse"]) for line in log) and mse[kind] < 0.9 * log[0]["mean_pose_mse"]
         assert trainer.scaler.is_enabled() == (kind != torch.float32)
-    assert trainer.scaler.get_scale() < scale  # it began with steps that overflowed
+    assert trainer.scaler.get_scale() <= scale / 8
     assert mse[precision] == pytest.approx(mse[torch.float32], rel=0.1)
 
 
@@ -341,7 +341,7 @@ def test_the_average_is_laid_out_for_cudnn(monkeypatch):
     monkeypatch.setattr(torch.nn.GRU, "flatten_parameters", lambda gru: laid_out.add(gru))
     trainer = script.Trainer(build("gru", None)[0], 1, small())
     grus = {module for module in trainer.averaged.modules() if isinstance(module, torch.nn.GRU)}
-    assert len(grus) == 4 and grus <= laid_out
+    assert len(grus) == 6 and grus <= laid_out
 
 
 @pytest.mark.parametrize("average", [0, 0.999])
