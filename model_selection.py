@@ -486,18 +486,15 @@ class PoseModel(nn.Module):
                                      waves(time).expand(*phase.shape, -1)], -1))
 
 class GRUModel(PoseModel):
-    """A bidirectional GRU over the glosses, two like it over the frames, each of which adds to its input."""
+    """A bidirectional GRU over the glosses, another one over the frames, which adds to its input."""
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.encoder = TwoWayGRU(embed_dim, hidden_dim)
-        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))
+        self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)
     def encode(self, tokens, token_mask):
         return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))
     def decode(self, queries, frame_mask, states, token_mask):
-        for layer in self.decoder:
-            queries = queries + layer(queries, frame_mask)
-        return queries
+        return queries + self.decoder(queries, frame_mask)
 
 class TransformerModel(PoseModel):
     """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
@@ -524,7 +521,7 @@ class BertModel(GRUModel):
         self.pretrained = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**bert_config))
         self.pretrained.pooler = None  # nothing reads it
         self.bridge = nn.Linear(self.pretrained.config.hidden_size, hidden_dim)
-        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))
+        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
     def encode(self, tokens, token_mask):
         states = self.pretrained(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
         return self.dropout(self.bridge(states))
@@ -593,8 +590,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
             value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
             for pretrained, rate in rates], fused=True)
+        rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
-            1, (step + 1) / max(1, settings.WARMUP * steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
+            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
+        # With bfloat16, too: cuDNN computes GRUs in float16 under any autocast
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
     def epoch(self, loaders, number):
         """One epoch and its validation, reported by a line of fixed width -> the metrics."""

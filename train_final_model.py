@@ -43,7 +43,7 @@ LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at t
 WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; gradient norm, 0: any
 DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.3  # of the errors of the duration and of the points' speeds beside the MSE
 AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
-MIXED_PRECISION = True               # on CUDA: bfloat16 where the GPU has it, else float16; the GRUs always float16
+MIXED_PRECISION = True               # on CUDA: bfloat16, or float16 where the GPU has no bfloat16
 
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
 # Shapes: B clips, S glosses or word pieces, T frames, D = 2 K pose numbers of K keypoints, H hidden size.
@@ -489,18 +489,15 @@ class PoseModel(nn.Module):
                                      waves(time).expand(*phase.shape, -1)], -1))
 
 class GRUModel(PoseModel):
-    """A bidirectional GRU over the glosses, two like it over the frames, each of which adds to its input."""
+    """A bidirectional GRU over the glosses, another one over the frames, which adds to its input."""
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.encoder = TwoWayGRU(embed_dim, hidden_dim)
-        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))
+        self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)
     def encode(self, tokens, token_mask):
         return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))
     def decode(self, queries, frame_mask, states, token_mask):
-        for layer in self.decoder:
-            queries = queries + layer(queries, frame_mask)
-        return queries
+        return queries + self.decoder(queries, frame_mask)
 
 class TransformerModel(PoseModel):
     """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
@@ -527,7 +524,7 @@ class BertModel(GRUModel):
         self.pretrained = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**bert_config))
         self.pretrained.pooler = None  # nothing reads it
         self.bridge = nn.Linear(self.pretrained.config.hidden_size, hidden_dim)
-        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))
+        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
     def encode(self, tokens, token_mask):
         states = self.pretrained(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
         return self.dropout(self.bridge(states))
@@ -596,8 +593,10 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
             value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
             for pretrained, rate in rates], fused=True)
+        rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
-            1, (step + 1) / max(1, settings.WARMUP * steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
+            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
+        # With bfloat16, too: cuDNN computes GRUs in float16 under any autocast
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
     def epoch(self, loaders, number):
         """One epoch and its validation, reported by a line of fixed width -> the metrics."""

@@ -1,8 +1,7 @@
 """What each choice is worth, by hand: python tests/bench_ablation.py DATA_FOLDER [--rows R ...] [--seeds 0 1 2]
 
-Every row but the first is train_final_model.py with one decoder layer and one edit, run as a user runs it with
-EPOCHS = 10. A line per run goes to ablation.jsonl; the table of all that it holds is printed. On a CPU core a run
-takes minutes.
+Every row is train_final_model.py with one edit, run as a user runs it with EPOCHS = 10. A line per run goes to
+ablation.jsonl; the table of all that it holds is printed. On a CPU core a run takes minutes.
 """
 import argparse
 import collections
@@ -20,17 +19,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from helpers import ROOT, edited  # noqa: E402
 
 LOSS = "    loss = mse / variance +"
-DECODER = """self.encoder = TwoWayGRU(embed_dim, hidden_dim)
-        self.decoder = nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range(2))"""
-DECODE = """        for layer in self.decoder:
-            queries = queries + layer(queries, frame_mask)
-        return queries
-"""
-ONE_LAYER = {DECODER: DECODER.replace("range(2)", "range(1)")}
+DECODER = "self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)"
+DECODE = "        return queries + self.decoder(queries, frame_mask)\n"
 ENCODE = "        return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))\n"
 MODEL = '    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])\n    difference'
-RISE = "min(\n            1, (step + 1) / max(1, settings.WARMUP * steps))"
-FALL = " * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
+RATE = "min(\n            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
 AUTOREGRESSIVE = {DECODER: """self.encoder, self.own, self.calls = TwoWayGRU(embed_dim, hidden_dim), OWN, 0
         self.decoder = nn.GRU(hidden_dim + self.output.out_features, hidden_dim, batch_first=True)""",
                   DECODE: """
@@ -70,9 +63,8 @@ FREE = {"        self.dropout = nn.Dropout(dropout)\n":
         window = scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
 """, "        position = (window[..., None] * waves(within)).sum(2)\n":
         "        position = 0 * (window[..., None] * waves(within)).sum(2)\n"}
-BEHIND = {DECODER: ONE_LAYER[DECODER] + """
-        self.attention = nn.MultiheadAttention(hidden_dim, 4, batch_first=True)""",
-          DECODE: """        frames = queries + self.decoder[0](queries, frame_mask)
+BEHIND = {DECODER: DECODER + "\n        self.attention = nn.MultiheadAttention(hidden_dim, 4, batch_first=True)",
+          DECODE: """        frames = queries + self.decoder(queries, frame_mask)
         return frames + self.attention(frames, states, states, key_padding_mask=~token_mask)[0]
 """}
 VELOCITY = """    real, own = batch["pose"].diff(dim=1), pose[:, :seen.shape[1]].diff(dim=1)
@@ -100,9 +92,20 @@ print(script.evaluate(model, loaders["validation"], torch.device("cpu"))["val_ms
 """
 
 
+def layers(n):
+    """The decoder of the GRU and of BERT with n layers, each of which adds to its input."""
+    stack = f"nn.ModuleList(TwoWayGRU(hidden_dim, hidden_dim) for _ in range({n}))"
+    return {DECODER: f"self.encoder = TwoWayGRU(embed_dim, hidden_dim)\n        self.decoder = {stack}",
+            "        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)\n": f"        self.decoder = {stack}\n",
+            DECODE: """        for layer in self.decoder:
+            queries = queries + layer(queries, frame_mask)
+        return queries
+"""}
+
+
 # A row's name -> its edits: constants, and pieces of the source
 ROWS = {
-    "one decoder layer": {},
+    "as shipped": {},
     "no speed loss": dict(SPEED_WEIGHT=0.0),
     "no word dropout": dict(WORD_DROPOUT=0.0),
     "neither": dict(SPEED_WEIGHT=0.0, WORD_DROPOUT=0.0),
@@ -124,13 +127,14 @@ ROWS = {
     "rotations and scales, 0.05": {MODEL: AUGMENT + MODEL},
     "time warp": {MODEL: WARP + MODEL},
     "warm-up of 1 %": dict(WARMUP=0.01),
-    "constant rate after the warm-up": {RISE + FALL: RISE},
+    "constant rate after the warm-up": {RATE: "min(1, (step + 1) / rise)"},
     "one-way decoder": {DECODER: "self.encoder = TwoWayGRU(embed_dim, hidden_dim)\n"
                         "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",
                         DECODE: "        return queries + self.decoder(queries)[0]\n"},
     "half the width": dict(HIDDEN_DIM=256, EMBED_DIM=128),
-    "three decoder layers": {DECODER: DECODER.replace("range(2)", "range(3)")},
-    "two encoder layers": {DECODER: ONE_LAYER[DECODER] + "\n        self.second = TwoWayGRU(hidden_dim, hidden_dim)",
+    "two decoder layers": layers(2),
+    "three decoder layers": layers(3),
+    "two encoder layers": {DECODER: DECODER + "\n        self.second = TwoWayGRU(hidden_dim, hidden_dim)",
                            ENCODE: "        states = self.encoder(self.dropout(self.embed(tokens)), token_mask)\n"
                            "        return self.dropout(states + self.second(self.dropout(states), token_mask))\n"},
     "a token before and behind": {
@@ -139,7 +143,6 @@ ROWS = {
     "usual initialisation": {"            nn.init.zeros_(weight)": "            pass"},  # of the Transformer
     "time without phase": {"position, waves(phase),": "position, 0 * waves(phase),"},
 }
-ROWS = {"as shipped": {}, **{row: {**ONE_LAYER, **edits} for row, edits in ROWS.items()}}
 SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_mse"]),
          **{title: lambda r, key=key: float(r[key]) for title, key in [
              ("DTW-MJE", "val_dtw_mje"), ("motion", "motion"), ("recall@1", "recall_at_1"),

@@ -341,7 +341,7 @@ def test_the_average_is_laid_out_for_cudnn(monkeypatch):
     monkeypatch.setattr(torch.nn.GRU, "flatten_parameters", lambda gru: laid_out.add(gru))
     trainer = script.Trainer(build("gru", None)[0], 1, small())
     grus = {module for module in trainer.averaged.modules() if isinstance(module, torch.nn.GRU)}
-    assert len(grus) == 6 and grus <= laid_out
+    assert len(grus) == 4 and grus <= laid_out
 
 
 @pytest.mark.parametrize("average", [0, 0.999])
