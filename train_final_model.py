@@ -11,8 +11,9 @@ complete by itself), last_<model>.pt, log_<model>.csv, preview_<model>.html; pre
 import argparse, collections, copy, datetime, functools, glob, hashlib, io, itertools, json, math, os, pathlib, random
 import re, signal, sys, tempfile, time, unicodedata, warnings, zipfile, zlib
 
-import datasets, fsspec, huggingface_hub, numpy as np, torch, transformers
-from pose_format import Pose
+if __name__ == "__mp_main__":  # a process that will prepare clips: Ctrl-C is not to interrupt its imports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+import datasets, fsspec, huggingface_hub, numpy as np, pose_format, torch, transformers
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 from pose_format.utils.reader import BufferReader
@@ -69,13 +70,12 @@ def read_settings(script):
     """A script's globals() -> its settings, those above the shared block; SystemExit for one that makes no sense."""
     settings = {name: script[name] for name in list(script)[:list(script).index("ISIGN")] if name.isupper()}
     shares = "VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WORD_DROPOUT WARMUP AVERAGE LR_GRU LR_TRANSFORMER LR_BERT".split()
-    weights = "GRAD_CLIP DURATION_WEIGHT SPEED_WEIGHT".split()
+    terms = "GRAD_CLIP DURATION_WEIGHT SPEED_WEIGHT".split()
     for name in settings.keys() - set("DATASET CONFIG POSES BERT_NAME MIXED_PRECISION CANDIDATES".split()):
-        low = 0 if name in [*shares, *weights, *"TRAIN_CLIPS VALIDATION_CLIPS SEED PROCESSES".split()] else 1
-        kind, high = (float, 0.99999) if name in shares else (float if name in ["FPS", *weights] else int, 2**31)
+        low = 0 if name in [*shares, *terms] or re.search("CLIPS|SEED|PROCESSES", name) else 1 + (name == "HIDDEN_DIM")
+        kind, high = (float, 0.99999) if name in shares else (float if name in ["FPS", *terms] else int, 2**31)
         if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
-            raise SystemExit(f"error: {name} = {settings[name]!r} makes no sense; it is a "
-                             f"{'whole ' * (kind is int)}number from {low} to {high}")
+            raise SystemExit(f"error: {name} = {settings[name]!r} is no {kind.__name__} from {low} to {high}")
     return argparse.Namespace(**settings)
 
 def split_glosses(text):
@@ -196,21 +196,22 @@ def prepare_clip(row, poses, token, fps, max_frames, pose_dim):
     clip = {"gloss": row["gloss"], "problem": "", "seconds": 0, "pose": np.empty(0, np.float32)}
     try:
         keypoints, source_fps = ((row_keypoints(row["pose"]), fps) if "pose" in row else
-                                 read_keypoints(open_poses(poses, token)(row["uid"])))
+                                 read_keypoints(open_poses(poses, token)(str(row["uid"]))))
         if len(keypoints) and keypoints.shape[1] * 2 != pose_dim:
             raise SystemExit(f"error: POSE_DIM is {pose_dim}; the data has {keypoints.shape[1] * 2} numbers a frame")
         keypoints[~(np.hypot(keypoints[..., 0], keypoints[..., 1]) <= FAR)] = np.nan  # and what is infinite
-        if np.isnan(keypoints).all():
-            raise BadClip("nothing seen")
         seconds = len(keypoints) / source_fps
-        pose = resample(keypoints, max(1, min(max_frames, round(seconds * fps)))).ravel()
-        return {**clip, "seconds": seconds, "pose": pose}
+        pose = resample(keypoints, max(1, min(max_frames, round(seconds * fps)))) if seconds else keypoints
+        if np.isnan(pose).all():
+            raise BadClip("nothing seen")
+        return {**clip, "seconds": seconds, "pose": pose.ravel()}
     except (BadClip, TypeError, ValueError, zlib.error) as problem:  # a pose that is no table, a damaged archive
         return {**clip, "problem": str(problem) if isinstance(problem, BadClip) else "not readable"}
 
 def prepare_chunk(job):
     """(path, rows, how) -> the number of the rows, which are in the Arrow file `path` now, or a line: what is wrong."""
     (path, rows, how), file = job, io.BytesIO()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, in a process of its own
     try:
         writer = datasets.arrow_writer.ArrowWriter(stream=file, features=CLIP)
         for row in rows.with_format("numpy") if "pose" in rows.features else rows:
@@ -225,10 +226,10 @@ def prepare_chunk(job):
 
 def prepare(rows, contents, processes, how):
     """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, in chunks that the cache of `datasets` keeps."""
-    folder, chunks, missing = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose"), [], []
+    folder, chunks, missing, at = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose"), [], [], how["poses"]
     folder.mkdir(parents=True, exist_ok=True)
-    state = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, sorted(glob.glob(how["poses"])))]
-    for start in range(0, len(rows), CHUNK):
+    state = [(x.st_size, x.st_mtime_ns) for x in map(os.stat, sorted(glob.glob(at) + glob.glob(at + "/*.pose")))]
+    for start in range(0, max(1, len(rows)), CHUNK):  # so that a split without rows is one, too
         part = range(start, min(start + CHUNK, len(rows)))
         stamp = repr((POINTS, FAR, state, sorted({**how, "token": 0}.items()), contents[part.start:part.stop]))
         chunks.append(folder / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.arrow")
@@ -284,7 +285,7 @@ def load_rows(dataset, config, token):
 def load_clips(settings):
     """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name. Prints what there is."""
     token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token()  # which does not read this variable
-    dataset, poses = settings.DATASET, settings.POSES
+    dataset, poses = str(settings.DATASET), str(settings.POSES)
     if dataset == ISIGN and token is None:
         print("!" * 100, f"!!  NO ACCESS TOKEN: {ISIGN} is gated, so what follows is NOT iSign, but an embedded,",
               "!!  synthetic SAMPLE. For iSign accept its terms, set HF_TOKEN (see the README).", "!" * 100, sep="\n")
@@ -404,21 +405,21 @@ def batches(loader, device):
             batch["pose"][-1] = batch["seconds"][-1] = math.nan  # repeated, so that all processes have as many: unseen
         yield {name: x if name == "n_frames" else x.to(device, non_blocking=True) for name, x in batch.items()}
 
-def training_statistics(clips, pose_dim, min_count):
+def training_statistics(clips, settings):
     """One pass over the training clips -> the statistics that a model keeps, and the vocabulary."""
-    (total, squares, count), words, frames, seconds = np.zeros((3, pose_dim)), collections.Counter(), 0, 0.0
+    (total, squares, count), words, frames, seconds = np.zeros((3, settings.POSE_DIM)), collections.Counter(), 0, 0.0
     for rows in clips.with_format("numpy").iter(CHUNK):
-        pose = np.concatenate(list(rows["pose"])).reshape(-1, pose_dim).astype(np.float64)
+        pose = np.concatenate(list(rows["pose"])).reshape(-1, settings.POSE_DIM).astype(np.float64)
         total += np.nansum(pose, 0)
         squares += np.nansum(pose**2, 0)
         count += np.isfinite(pose).sum(0)
         frames, seconds = frames + len(pose), seconds + rows["seconds"].sum(dtype=np.float64)
-        words.update(word for gloss in rows["gloss"] for word in split_glosses(gloss))
+        words.update(word for gloss in rows["gloss"] for word in split_glosses(gloss)[:settings.MAX_GLOSS_LEN])
     mean = total / count.clip(1)  # of a point that no clip shows: 0, with a deviation of 1
     deviation = np.sqrt((squares / count.clip(1) - mean**2).clip(0))
-    kept = sorted(word for word, n in words.items() if n >= min_count)
+    kept = sorted(word for word, n in words.items() if n >= settings.MIN_GLOSS_COUNT)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>\n"
-          f"  points unseen    {100 * (1 - count.sum() / frames / pose_dim):.1f} % in the training clips")
+          f"  points unseen    {100 * (1 - count.sum() / frames / len(mean)):.1f} % in the training clips")
     statistics = dict(mean=mean, deviation=np.where(deviation > 1e-4, deviation, 1), seen=count > 0,
                       seconds_per_gloss=seconds / words.total())
     return {name: torch.tensor(value).float() for name, value in statistics.items()}, ["<pad>", "<unk>", *kept]
@@ -538,8 +539,8 @@ def new_model(name, statistics, vocabulary, settings):
     args = {"vocabulary": len(vocabulary), **{name.lower(): getattr(settings, name) for name in names}}
     if name == "bert":
         try:
-            pretrained = transformers.AutoModel.from_pretrained(settings.BERT_NAME)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(settings.BERT_NAME)
+            pretrained = transformers.AutoModel.from_pretrained(str(settings.BERT_NAME), dtype=torch.float32)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(settings.BERT_NAME))
         except (OSError, ValueError) as error:
             raise SystemExit(f"error: no weights for BERT_NAME {settings.BERT_NAME!r}; set it to a hub id that can be "
                              f"reached or to a folder with a model and a tokenizer ({str(error).splitlines()[0]})")
@@ -593,9 +594,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
             value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
             for pretrained, rate in rates], fused=True)
-        rise = max(1, settings.WARMUP * steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
-            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
+            1, (step + 1) / max(1, settings.WARMUP * steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
         # With bfloat16, too: cuDNN computes GRUs in float16 under any autocast
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
     def epoch(self, loaders, number):
@@ -611,7 +611,7 @@ class Trainer:
         """One pass over the training clips -> their MSE on the way. SystemExit where the loss is not finite."""
         self.model.train()
         loader.sampler.set_epoch(epoch)
-        torch.manual_seed(self.settings.SEED + 1000003 * epoch)  # so that a resumed run goes on alike
+        torch.manual_seed(self.settings.SEED + 1000003 * epoch + loader.sampler.rank)  # by epoch, for --resume
         sums, bad = torch.zeros(2, device=self.device, dtype=torch.float64), torch.tensor(-1, device=self.device)
         bar = tqdm(batches(loader, self.device), label, len(loader), leave=False, file=sys.stdout, disable=None)
         for i, batch in enumerate(bar):
@@ -655,7 +655,6 @@ def evaluate(model, loader, device):
             "motion": generated / max(real, 1e-9), "duration_error": late / clips}
 # ==== SHARED BLOCK: end
 
-# ---- what the best checkpoint says, beside its errors
 def aligned_errors(costs, n, m):
     """costs (B, T, L) of pairs of frames, n and m (B,) real frames -> (B,): mean cost on the best alignment (DTW)."""
     (B, T, L), before = costs.shape, costs.new_full((2, len(costs), costs.shape[1] + 1), math.inf)
@@ -678,16 +677,17 @@ def say_metrics(model, loader, device):
         pose, seconds = model(batch["tokens"], batch["token_mask"])
         n, m = model.frames(seconds), batch["n_frames"].to(device)
         made, real = (x.unflatten(-1, (-1, 2)) for x in (pose[:, :n.max()], batch["pose"]))
-        costs = (made[:, :, None] - real[:, None]).norm(dim=-1).nansum(-1)  # (B, T, L)
-        errors += aligned_errors(costs / real[..., 0].isfinite().sum(-1).clamp(min=1)[:, None], n, m).tolist()
+        seen = real[..., 0].isfinite().sum(-1)  # (B, L) points; the frames that show none go to the end, and so out
+        costs = (made[:, :, None] - real[:, None]).norm(dim=-1).nansum(-1) / seen.clamp(min=1)[:, None]  # (B, T, L)
+        costs = costs.take_along_dim((seen == 0).sort(stable=True)[1][:, None], 2)
+        errors += aligned_errors(costs, n, (seen > 0).sum(1)).tolist()
         pairs += [[resample(clip[:length].cpu().numpy(), 32).ravel() for clip, length in pair]
                   for pair in zip(zip(made, n), zip(real, m))]
     made, real = torch.tensor(np.array(pairs), device=device).unbind(1)
     seen, real = real.isfinite().float(), real.nan_to_num()
-    distances = ((some**2 @ seen.T - 2 * some @ real.T + (real**2).sum(1)) / seen.sum(1).clamp(min=1)
-                 for some in made.split(256))
-    return {"val_dtw_mje": np.mean(errors), "recall_at_1": np.mean([
-        gloss == glosses[i] for gloss, i in zip(glosses, torch.cat([x.argmin(1) for x in distances]).tolist())])}
+    distances = ((some**2 @ seen.T - 2 * some @ real.T + (real**2).sum(1)) / seen.sum(1) for some in made.split(256))
+    nearest = torch.cat([some.nan_to_num(math.inf).argmin(1) for some in distances]).tolist()  # NaN: a clip unseen
+    return {"val_dtw_mje": np.mean(errors), "recall_at_1": np.mean([glosses[i] == g for i, g in zip(nearest, glosses)])}
 
 # ---- poses that one can watch
 HAND_LINES = "0-1-2-3-4 0-5-6-7-8 0-9-10-11-12 0-13-14-15-16 0-17-18-19-20 5-9-13-17"
@@ -713,7 +713,7 @@ def write_pose(path, pose, seconds):
              for part, names in PARTS.items()]
     pose, file = pose.astype(np.float32)[:, None], io.BytesIO()
     body = NumPyPoseBody(len(pose) / seconds, np.nan_to_num(pose), np.isfinite(pose).all(-1).astype(np.float32))
-    Pose(PoseHeader(0.2, PoseHeaderDimensions(CANVAS, CANVAS, 0), parts), body).write(file)
+    pose_format.Pose(PoseHeader(0.2, PoseHeaderDimensions(CANVAS, CANVAS, 0), parts), body).write(file)
     write_whole(path, file.getbuffer())
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -826,7 +826,7 @@ def train(name, settings, going_on, device):
     clips, data = load_clips(settings)
     if world > 1 and not local:
         dist.barrier()
-    statistics, vocabulary = training_statistics(clips["train"], settings.POSE_DIM, settings.MIN_GLOSS_COUNT)
+    statistics, vocabulary = training_statistics(clips["train"], settings)
     print(f"device             {torch.cuda.get_device_name() if gpu else 'cpu'}, {precision}", flush=True)
     torch.manual_seed(settings.SEED)
     model, tokens, built = new_model(name, statistics, vocabulary, settings)

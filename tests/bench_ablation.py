@@ -23,7 +23,8 @@ DECODER = "self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWay
 DECODE = "        return queries + self.decoder(queries, frame_mask)\n"
 ENCODE = "        return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))\n"
 MODEL = '    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])\n    difference'
-RATE = "min(\n            1, (step + 1) / rise) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
+RISE = "min(\n            1, (step + 1) / max(1, settings.WARMUP * steps))"
+RATE = RISE + " * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
 AUTOREGRESSIVE = {DECODER: """self.encoder, self.own, self.calls = TwoWayGRU(embed_dim, hidden_dim), OWN, 0
         self.decoder = nn.GRU(hidden_dim + self.output.out_features, hidden_dim, batch_first=True)""",
                   DECODE: """
@@ -127,7 +128,7 @@ ROWS = {
     "rotations and scales, 0.05": {MODEL: AUGMENT + MODEL},
     "time warp": {MODEL: WARP + MODEL},
     "warm-up of 1 %": dict(WARMUP=0.01),
-    "constant rate after the warm-up": {RATE: "min(1, (step + 1) / rise)"},
+    "constant rate after the warm-up": {RATE: RISE},
     "one-way decoder": {DECODER: "self.encoder = TwoWayGRU(embed_dim, hidden_dim)\n"
                         "        self.decoder = nn.GRU(hidden_dim, hidden_dim, batch_first=True)",
                         DECODE: "        return queries + self.decoder(queries)[0]\n"},

@@ -113,7 +113,7 @@ def loading():
     settings = small(DATASET="sample", MAX_FRAMES=96, EMBED_DIM=256, HIDDEN_DIM=512, EPOCHS=99)
     with contextlib.redirect_stdout(io.StringIO()):
         clips, _ = script.load_clips(settings)
-        statistics, vocabulary = script.training_statistics(clips["train"], 152, 2)
+        statistics, vocabulary = script.training_statistics(clips["train"], settings)
     model, tokens, _ = script.new_model("gru", statistics, vocabulary, settings)
     loader = script.make_loaders(clips, tokens, settings)["train"]
     trainer = script.Trainer(model, 9999, settings)
@@ -152,7 +152,7 @@ def memory(n):
         os.link(folder / "one.pose", poses / f"{uid(i)}.pose")
     settings = small(DATASET=str(folder), POSES=str(poses), MAX_FRAMES=96, BATCH_SIZE=32, EPOCHS=1)
     clips, _ = script.load_clips(settings)
-    statistics, vocabulary = script.training_statistics(clips["train"], 152, 2)
+    statistics, vocabulary = script.training_statistics(clips["train"], settings)
     model, tokens, _ = script.new_model("gru", statistics, vocabulary, settings)
     loaders = script.make_loaders(clips, tokens, settings)
     script.Trainer(model, len(loaders["train"]), settings).epoch(loaders, 1)

@@ -51,7 +51,7 @@ def trainer_of(name, batch_size, n=CLIPS):
     settings = small(MAX_FRAMES=FRAMES, EMBED_DIM=256, HIDDEN_DIM=512, BATCH_SIZE=batch_size, MIN_GLOSS_COUNT=1)
     part = clips(n)
     with contextlib.redirect_stdout(io.StringIO()):
-        statistics, vocabulary = script.training_statistics(part, 152, 1)
+        statistics, vocabulary = script.training_statistics(part, settings)
     script.MODELS["autoregressive"] = Autoregressive
     model, tokens, _ = script.new_model(name, statistics, vocabulary, settings)
     loader = script.make_loaders({"train": part}, tokens, settings)["train"]

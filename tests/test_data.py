@@ -125,6 +125,11 @@ def test_a_row_without_a_usable_pose_is_left_out(pose):
     assert script.prepare_clip({"gloss": "A", "pose": pose}, "", None, 25, 96, 2)["problem"]
 
 
+def test_a_clip_of_which_resampling_leaves_nothing_is_left_out():
+    row = {"gloss": "A", "pose": [[0.0, 0.0]] * 30 + [[1.0, 2.0]] + [[0.0, 0.0]] * 30}
+    assert [script.prepare_clip(row, "", None, 25, n, 2)["problem"] for n in (96, 8)] == ["", "nothing seen"]
+
+
 # ---- glosses, videos and splits
 
 @pytest.mark.parametrize("text, glosses", [
@@ -166,8 +171,8 @@ def test_vocabulary_and_statistics_come_from_the_training_clips_alone():
     poses = [np.array([[1, np.nan, np.nan], [3, 5, np.nan]]), np.array([[8, 5, np.nan]])]
     clips = datasets.Dataset.from_list([
         {"gloss": gloss, "problem": "", "seconds": seconds, "pose": pose.ravel()}
-        for gloss, seconds, pose in zip(["go home", "Go rare"], [2, 1], poses)], features=script.CLIP)
-    statistics, vocabulary = script.training_statistics(clips, 3, 2)
+        for gloss, seconds, pose in zip(["go home cut cut", "Go rare cut"], [2, 1], poses)], features=script.CLIP)
+    statistics, vocabulary = script.training_statistics(clips, small(POSE_DIM=3, MAX_GLOSS_LEN=2))
     assert vocabulary == ["<pad>", "<unk>", "GO"]
     assert statistics["mean"].tolist() == [4, 5, 0] and statistics["seen"].tolist() == [1, 1, 0]
     np.testing.assert_allclose(statistics["deviation"], [np.std([1, 3, 8]), 1, 1], rtol=1e-6)
@@ -185,6 +190,23 @@ def test_parts_are_read_as_one_zip(tmp_path, parts):
     assert {uid: read(uid) for uid in reversed(clips)} == clips  # with 600 parts, all of the zip crosses borders
     with pytest.raises(script.BadClip, match="no .pose file"):
         read("nobody")
+
+
+def test_uids_may_be_numbers(tmp_path):
+    found = load(write_isign(tmp_path / "isign", [(i, "go") for i in range(9)], clips_of(*map(str, range(9)))))
+    assert len(found["train"]) + len(found["validation"]) == 9
+
+
+def test_a_folder_whose_files_are_written_anew_is_prepared_anew(tmp_path):
+    uids = [f"{i:012x}-1" for i in range(6)]
+    folder, poses = write_isign(tmp_path / "isign", [(uid, "go") for uid in uids], {}), tmp_path / "poses"
+    poses.mkdir()
+    seen = []
+    for seed in (0, 1, 1):
+        for uid in uids * (len(seen) < 2):
+            (poses / f"{uid}.pose").write_bytes(pose_bytes(positions(3, seed)))
+        seen.append(load(folder, POSES=str(poses))["train"]["pose"][:])
+    assert seen[0] != seen[1] == seen[2]
 
 
 @pytest.mark.parametrize("form", ["zip", "folder"])
@@ -257,6 +279,15 @@ def test_too_many_bad_clips_end_the_run(tmp_path, share, stops):
         load(folder, MAX_BAD_SHARE=share, VALIDATION_SHARE=0.5)
 
 
+@pytest.mark.parametrize("text", [None, "nan ", "..."])
+def test_a_split_without_a_usable_row_is_one_line(tmp_path, text):
+    uids = [f"{i:012x}-1" for i in range(9)]
+    validates = script.split_by_video([script.video_of(uid) for uid in uids], 0.3)
+    rows = [(uid, text if script.video_of(uid) in validates else "go") for uid in uids]
+    with pytest.raises(SystemExit, match="^error: only 0 of 0 validation clips .*$"):
+        load(write_isign(tmp_path / "isign", rows, clips_of(*uids)))
+
+
 def test_limits_draw_whole_videos(tmp_path):
     uids = [f"{i:012x}-{j}" for i in range(8) for j in range(2)]
     folder = write_isign(tmp_path / "isign", [(uid, uid[:12]) for uid in uids], clips_of(*uids))
@@ -279,7 +310,7 @@ def test_rows_of_gloss_and_pose_with_official_splits(tmp_path, validation, capsy
     assert found["train"]["gloss"][:] == ["w0", "w1", "w2", "w3"] and found["validation"]["gloss"][:] == ["w4", "w5"]
     pose[:, 2, 2:] = np.nan
     np.testing.assert_allclose(found["validation"][1]["pose"], pose[5].ravel(), rtol=1e-6)
-    statistics, _ = script.training_statistics(found["train"], 4, 1)
+    statistics, _ = script.training_statistics(found["train"], small(POSE_DIM=4))
     np.testing.assert_allclose(statistics["mean"], np.nanmean(pose[:4], (0, 1)), rtol=1e-4)
     assert "points unseen    20.0 %" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="^error: .*POSE_DIM.*$"):

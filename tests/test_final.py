@@ -1,4 +1,5 @@
 """What only the final script does: the closing metrics, a training that survives, hostile files."""
+import contextlib
 import csv
 import math
 import os
@@ -136,6 +137,37 @@ def test_recall_and_the_aligned_error_of_known_answers():
     assert 0.1 < apart["val_dtw_mje"] <= 5.001
 
 
+def test_frames_and_clips_that_show_nothing_change_no_closing_metric():
+    rng, device, n = np.random.default_rng(2), torch.device("cpu"), 96
+    real, metrics = rng.normal(size=(3, n, 4)).cumsum(1).astype(np.float32), {}
+    answers = torch.tensor(real + rng.normal(size=real.shape).astype(np.float32))
+    tokens = script.Tokens(["<pad>", "<unk>", "W0", "W1", "W2"], "", 3)
+    for name, hidden in (("whole", []), ("gaps", [slice(10, 14), 50]), ("first half", [slice(0, 48)])):
+        shown = np.ones(n, bool)
+        for part in hidden:
+            shown[part] = False
+        poses = np.where(shown[:, None], real, np.nan)
+        clips = script.datasets.Dataset.from_list([
+            {"gloss": f"w{i}", "problem": "", "seconds": n / 25, "pose": pose.ravel()} for i, pose in enumerate(poses)],
+            features=script.CLIP)
+        loader = script.make_loaders({"validation": clips}, tokens, small(POSE_DIM=4, BATCH_SIZE=2))["validation"]
+        metrics[name] = final.say_metrics(Answers(answers, [n] * 3), loader, device)
+        made, seen = (x.unflatten(-1, (-1, 2)) for x in (answers, torch.tensor(real[:, shown])))
+        costs = (made[:, :, None] - seen[:, None]).norm(dim=-1).mean(-1)
+        expected = final.aligned_errors(costs, torch.tensor([n] * 3), torch.tensor([shown.sum()] * 3))
+        assert metrics[name]["val_dtw_mje"] == pytest.approx(expected.mean().item(), rel=1e-5)
+        assert metrics[name]["recall_at_1"] == 1
+    barely = np.full((1, n, 4), np.nan, np.float32)  # but for two frames, none of the 32 that are compared
+    barely[0, [1, 5]] = 3
+    assert np.isnan(script.resample(barely[0].reshape(n, 2, 2), 32)).all()
+    clips = script.datasets.concatenate_datasets([clips, script.datasets.Dataset.from_list([
+        {"gloss": "rare", "problem": "", "seconds": n / 25, "pose": barely.ravel()}], features=script.CLIP)])
+    loader = script.make_loaders({"validation": clips}, tokens, small(POSE_DIM=4, BATCH_SIZE=2))["validation"]
+    answers = torch.cat([answers, torch.zeros(1, n, 4)])[[0, 1, 2, 3]]
+    tokens.number["RARE"] = 5
+    assert final.say_metrics(Answers(answers, [n] * 4), loader, device)["recall_at_1"] == 0.75
+
+
 # ---- a run that is stopped goes on as if it had not been
 
 def test_killed_at_any_moment_a_resumed_run_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch):
@@ -187,6 +219,30 @@ def test_a_signal_ends_the_run_with_one_line_and_nothing_is_lost(number, tiny, t
     assert fork("--resume")[0] == 0 and same(outcome(), expected)
     code, out, err = fork("--resume")  # there is nothing left to do
     assert code == 0 and " epoch " not in out.split("best_epoch")[0] and same(outcome(), expected)
+
+
+def test_ctrl_c_while_processes_start_that_prepare_is_one_line(tmp_path):
+    """A terminal's Ctrl-C reaches all processes. Those that still import the script are not to print a traceback."""
+    clips = {f"{i:012x}-1": pose_bytes(positions(3)) for i in range(20)}
+    folder = write_isign(tmp_path / "isign", [(uid, "go") for uid in clips], clips)
+    source = edited((ROOT / "train_final_model.py").read_text("utf8"), **{**SETTINGS, "PROCESSES": 2, "DATASET": folder})
+    Path("train_final_model.py").write_text(source.replace("CHUNK = 256", "CHUNK = 2"))
+    with open("out.txt", "w") as out, open("err.txt", "w") as err:
+        run = subprocess.Popen([sys.executable, "train_final_model.py", "--model", "gru"], stdout=out, stderr=err,
+                               start_new_session=True)
+    ignoring, end = set(), time.time() + 120
+    while len(ignoring) < 2:  # of the processes that it spawned
+        assert run.poll() is None and time.time() < end, open("err.txt").read()
+        for status in Path("/proc").glob("[0-9]*/status"):
+            with contextlib.suppress(OSError):
+                fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+                if int(fields["PPid"]) == run.pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
+                    if int(fields["SigIgn"], 16) >> signal.SIGINT - 1 & 1:
+                        ignoring.add(status.parent.name)
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(60) == 130
+    assert "stopped; finished epochs" in open("out.txt").read() and "Traceback" not in open("err.txt").read()
 
 
 def test_a_run_that_began_on_a_cpu_goes_on_where_there_is_a_scaler(tiny, monkeypatch):

@@ -1,6 +1,8 @@
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -237,6 +239,17 @@ def test_bert_takes_the_weights_of_its_folder(bert):
     assert len(rate) == len([*model.parameters()])
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
+def test_an_encoder_that_is_stored_in_half_precision_trains_in_full(stored, bert, tmp_path):
+    import transformers
+    transformers.AutoModel.from_pretrained(bert).to(stored).save_pretrained(tmp_path / "half")
+    for file in Path(bert).glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "half")
+    model, tokens, _ = build("bert", tmp_path / "half")
+    assert {value.dtype for value in model.parameters()} == {torch.float32}
+    assert model(*tokens(["hello"]))[0].isfinite().all()
+
+
 # ---- training and metrics
 
 class Fixed(torch.nn.Module):
@@ -388,6 +401,17 @@ def test_the_order_of_training_depends_on_the_seed_and_the_epoch_alone(monkeypat
                         training_loss(model, batch, weight))
     train("gru", None)
     assert seen[:12] != seen[12:24] and sorted(seen[:12]) == sorted(seen[12:24])
+
+
+def test_what_is_dropped_differs_by_process_and_epoch_and_not_by_run(monkeypatch):
+    clips, drawn = table(["hello"] * 4, range(1, 5)), []
+    monkeypatch.setattr(script, "training_loss", lambda model, batch, settings: (
+        drawn.append(torch.rand(3).tolist()) or model.output.weight.sum(), torch.zeros(()), torch.ones(())))
+    for rank, epoch in ((0, 1), (1, 1), (0, 2), (0, 1)):
+        model, tokens, _ = build("gru", None)
+        loader = script.make_loaders({"train": clips}, tokens, small(POSE_DIM=D, BATCH_SIZE=4), 0, rank, 2)["train"]
+        script.Trainer(model, 9, small()).train(loader, epoch, "")
+    assert drawn[0] == drawn[3] and len({str(x) for x in drawn}) == 3
 
 
 # ---- checkpoints

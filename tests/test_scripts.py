@@ -156,7 +156,8 @@ WRONG = [dict(MAX_FRAMES=0), dict(EPOCHS="x"), dict(BATCH_SIZE=2.5), dict(POSE_D
          dict(LR_GRU=-1), dict(DROPOUT=1.5), dict(FPS=0), dict(PATIENCE=None), dict(GRAD_CLIP=float("nan")),
          dict(DATASET="no/such/folder/here"), dict(DATASET="./nothing"), dict(CONFIG="nope", DATASET="isign"),
          dict(POSES="nothing_*", DATASET="isign"), dict(BERT_NAME="./nothing"), dict(CANDIDATES=["gru", "lstm"]),
-         dict(CANDIDATES=[]), dict(CANDIDATES="gru"), dict(CANDIDATES=None)]
+         dict(CANDIDATES=[]), dict(CANDIDATES="gru"), dict(CANDIDATES=None), dict(CANDIDATES=5), dict(HIDDEN_DIM=1),
+         dict(DATASET=None), dict(POSES=None, DATASET="isign"), dict(BERT_NAME=None)]
 
 
 @pytest.mark.parametrize("name, wrong", [(name, wrong) for name in SCRIPTS for wrong in WRONG
