@@ -3,20 +3,17 @@
     python train_final_model.py --model gru                              (or transformer, or bert)
     python train_final_model.py --model gru --resume                     go on with a run that was stopped
     python train_final_model.py --model gru --predict "WANT GO SCHOOL"   (or several; -: a line of stdin each)
-    torchrun --nproc_per_node=2 train_final_model.py --model gru         on several GPUs
 
 Reads DATASET, or an embedded sample where there is no token for iSign. Writes best_<model>.pt (lowest validation MSE,
 complete by itself), last_<model>.pt, log_<model>.csv, preview_<model>.html; predictions/.
 """
 import argparse, collections, copy, datetime, functools, glob, hashlib, io, itertools, json, math, os, pathlib, random
 import re, signal, sys, tempfile, time, unicodedata, warnings, zipfile, zlib
-
 if __name__ == "__mp_main__":  # a process that will prepare clips: Ctrl-C is not to interrupt its imports
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 import datasets, fsspec, huggingface_hub, numpy as np, pose_format, torch, transformers
 from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
-from pose_format.utils.reader import BufferReader
 from torch import distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -69,25 +66,23 @@ class BadClip(Exception):
 def read_settings(script):
     """A script's globals() -> its settings, those above the shared block; SystemExit for one that makes no sense."""
     settings = {name: script[name] for name in list(script)[:list(script).index("ISIGN")] if name.isupper()}
-    shares = "VALIDATION_SHARE MAX_BAD_SHARE DROPOUT WORD_DROPOUT WARMUP AVERAGE LR_GRU LR_TRANSFORMER LR_BERT".split()
-    terms = "GRAD_CLIP DURATION_WEIGHT SPEED_WEIGHT".split()
     for name in settings.keys() - set("DATASET CONFIG POSES BERT_NAME MIXED_PRECISION CANDIDATES".split()):
-        low = 0 if name in [*shares, *terms] or re.search("CLIPS|SEED|PROCESSES", name) else 1 + (name == "HIDDEN_DIM")
-        kind, high = (float, 0.99999) if name in shares else (float if name in ["FPS", *terms] else int, 2**31)
+        share, term = (re.search(x, name) for x in ("SHARE|DROPOUT|WARMUP|AVERAGE|LR_", "WEIGHT|GRAD_CLIP"))
+        low = 0 if share or term or re.search("CLIPS|SEED|PROCESSES", name) else 1 + (name == "HIDDEN_DIM")
+        kind, high = (float, 0.99999) if share else (float if term or name == "FPS" else int, 2**31)
         if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
             raise SystemExit(f"error: {name} = {settings[name]!r} is no {kind.__name__} from {low} to {high}")
     return argparse.Namespace(**settings)
 
 def split_glosses(text):
     """A gloss sentence or English text -> its glosses: upper case, without the punctuation of sentences."""
-    words = unicodedata.normalize("NFC", str(text or "")).upper().split()
+    words = unicodedata.normalize("NFC", "" if text is None else str(text)).upper().split()
     marks = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
     return [word for word in (word.strip(marks) for word in words) if word]
 
 def video_of(uid):
     """The video that a clip was cut from, by the three forms of iSign's uids; any other uid is a video by itself."""
-    match = re.fullmatch(r"([0-9a-f]{12})-\d+|(.{11})--\d+|(.{11})_(?:w|d|e\d+)", uid)
-    return next(filter(None, match.groups())) if match else uid
+    return re.sub(r"^(?:([0-9a-f]{12})-\d+|(.{11})(?:--\d+|_(?:w|d|e\d+)))\Z", r"\1\2", uid)
 
 def write_whole(path, data, temporary=".tmp"):
     """Bytes, or a checkpoint as a dict -> a file, by a temporary one: `path` is the old or the new, and whole."""
@@ -114,9 +109,7 @@ class JoinedParts(fsspec.spec.AbstractBufferedFile):
     def _fetch_range(self, start, end):
         data = b""
         for part in self.parts:
-            if start < part.size and end > 0:
-                part.seek(max(start, 0))
-                data += part.read(min(end, part.size) - max(start, 0))
+            data += part.read(max(0, min(end, part.size) - part.seek(min(max(start, 0), part.size))))
             start, end = start - part.size, end - part.size  # counted from where the next part begins
         return data
 
@@ -157,7 +150,7 @@ def read_keypoints(data):
     """The bytes of a .pose file -> keypoints (frames, K, 2), NaN = not seen, and its frames per second. The origin is
     the median midpoint of the shoulders, the unit their median distance: one pair for the whole clip."""
     try:
-        reader = BufferReader(data)
+        reader = pose_format.utils.reader.BufferReader(data)
         header = PoseHeader.read(reader)
         frames = int.from_bytes(data[reader.read_offset + 2:reader.read_offset + 4], "little")  # v0.1's, modulo 2 ** 16
         body = NumPyPoseBody.read(header, reader)
@@ -199,7 +192,10 @@ def prepare_clip(row, poses, token, fps, max_frames, pose_dim):
                                  read_keypoints(open_poses(poses, token)(str(row["uid"]))))
         if len(keypoints) and keypoints.shape[1] * 2 != pose_dim:
             raise SystemExit(f"error: POSE_DIM is {pose_dim}; the data has {keypoints.shape[1] * 2} numbers a frame")
-        keypoints[~(np.hypot(keypoints[..., 0], keypoints[..., 1]) <= FAR)] = np.nan  # and what is infinite
+        far = ~(np.hypot(keypoints[..., 0], keypoints[..., 1]) <= FAR)  # and what is infinite or unseen
+        if (far & np.isfinite(keypoints).all(-1)).sum() > (~far).sum():
+            raise BadClip(f"most points beyond {FAR} shoulder widths")
+        keypoints[far] = np.nan
         seconds = len(keypoints) / source_fps
         pose = resample(keypoints, max(1, min(max_frames, round(seconds * fps)))) if seconds else keypoints
         if np.isnan(pose).all():
@@ -224,12 +220,17 @@ def prepare_chunk(job):
     except (OSError, huggingface_hub.errors.HTTPError) as error:  # after the hub library's own tries
         return f"error: the poses cannot be read any more; what was prepared stays: {error!s:.200}".partition("\n")[0]
 
-def prepare(rows, contents, processes, how):
+def state_of(*patterns):
+    """Patterns of local paths -> a digest of the files' paths, sizes and times; [] where there are none."""
+    files = sorted(path for pattern in patterns for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    state = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
+    return state and hashlib.sha256(repr(state).encode()).hexdigest()[:32]
+
+def prepare(rows, contents, state, processes, how):
     """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, in chunks that the cache of `datasets` keeps."""
-    folder, chunks, missing, at = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose"), [], [], how["poses"]
+    folder, chunks, missing = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose"), [], []
     folder.mkdir(parents=True, exist_ok=True)
-    state = [(x.st_size, x.st_mtime_ns) for x in map(os.stat, sorted(glob.glob(at) + glob.glob(at + "/*.pose")))]
-    for start in range(0, max(1, len(rows)), CHUNK):  # so that a split without rows is one, too
+    for start in range(0, max(1, len(rows)), CHUNK):  # so that no rows are a Dataset, too
         part = range(start, min(start + CHUNK, len(rows)))
         stamp = repr((POINTS, FAR, state, sorted({**how, "token": 0}.items()), contents[part.start:part.stop]))
         chunks.append(folder / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.arrow")
@@ -258,14 +259,15 @@ def draw_subset(videos, clips):
     order = sorted(sizes, key=lambda video: random.Random(f"subset {video}").random())
     return set(order[:np.cumsum([0, *(sizes[video] for video in order)]).searchsorted(clips or len(videos))])
 
-def load_rows(dataset, config, token):
-    """The data set -> a Dataset with the columns gloss, and pose or uid; for each row whether it validates, or None."""
+def load_rows(dataset, config, token, state):
+    """The data set -> a Dataset with the columns gloss, and pose or uid; and each row's split, or None."""
+    cache = f"{datasets.config.HF_DATASETS_CACHE}/local_{state}" if state else None  # the library's forgets the path
     found = None
     for offline in (True, datasets.config.HF_HUB_OFFLINE):  # what lies in the cache is not asked for again
         datasets.config.HF_HUB_OFFLINE = offline
         try:
             found = found or ({"train": sample_rows(320, 1), "validation": sample_rows(80, 2)} if dataset == "sample"
-                              else datasets.load_dataset(dataset, config, token=token))
+                              else datasets.load_dataset(dataset, config, token=token, cache_dir=cache))
         except Exception as error:  # of the library, which has many kinds
             problem = str(error).strip()
     if found is None:
@@ -273,14 +275,15 @@ def load_rows(dataset, config, token):
                          "the name, the network, HF_TOKEN, and that its owner accepted the data set's terms")
     own = next((split for split in ("validation", "valid", "val", "dev") if split in found), None)
     parts = [found[split] for split in ("train", own) if split in found]
-    has = set.intersection(*(set(part.features) for part in parts)) if "train" in found else set()
+    has = set.intersection(*({name for name, kind in part.features.items() if name == "pose" or isinstance(
+        kind, datasets.Value)} for part in parts)) if "train" in found else set()
     text, pose = ("gloss" if "gloss" in has else "text"), ("pose" if "pose" in has else "uid")
     if not {text, pose} <= has:
         raise SystemExit(f"error: DATASET {dataset!r} needs a split train with gloss or text, and pose or uid; it has "
                          f"{', '.join(found)} with {', '.join(sorted(has))}")
     parts = [part.select_columns(sorted({text, pose, "uid"} & has)) for part in parts]
     rows = datasets.concatenate_datasets(parts).rename_columns({text: "gloss"} if text == "text" else {})
-    return rows, [i >= len(parts[0]) for i in range(len(rows))] if own else None
+    return rows, ["train"] * len(parts[0]) + ["validation"] * len(parts[-1]) if own else None
 
 def load_clips(settings):
     """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name. Prints what there is."""
@@ -293,31 +296,33 @@ def load_clips(settings):
     poses = poses if glob.glob(poses) else os.path.join(dataset, poses)
     poses = os.path.abspath(poses) if glob.glob(poses) or os.path.isdir(dataset) else f"hf://datasets/{poses}"
     how = dict(poses=poses, token=token, fps=settings.FPS, max_frames=settings.MAX_FRAMES, pose_dim=settings.POSE_DIM)
-    rows, validates = load_rows(dataset, settings.CONFIG, token)
+    state = state_of(os.path.join(glob.escape(dataset), "**"))
+    rows, splits = load_rows(dataset, settings.CONFIG, token, state)
+    state = (state or rows._fingerprint) if "pose" in rows.features else state_of(poses, os.path.join(poses, "*.pose"))
     left_out, usable, clips, drawn = collections.Counter(), {}, {}, {}
-    has_uid, origin = "uid" in rows.features, "the data's own splits"
-    uids, glosses = rows["uid"][:] if has_uid else range(len(rows)), rows["gloss"][:]
+    has_uid, origin, glosses = "uid" in rows.features, "the data's own splits", rows["gloss"][:]
+    uids = [i if uid is None else uid for i, uid in enumerate(rows["uid"][:] if has_uid else [None] * len(rows))]
     videos = [video_of(str(uid)) for uid in uids]
-    if validates is None:
-        origin, chosen = f"split by {'video' if has_uid else 'row'}", split_by_video(videos, settings.VALIDATION_SHARE)
-        validates = [video in chosen for video in videos]
-    for i, (clip, gloss) in enumerate(zip(zip(uids, validates), glosses)):
+    if splits is None:
+        origin, held = f"split by {'video' if has_uid else 'row'}", split_by_video(videos, settings.VALIDATION_SHARE)
+        splits = ["validation" if video in held else "train" for video in videos]
+    for i, (clip, gloss) in enumerate(zip(zip(uids, splits), glosses)):
         if not split_glosses(gloss) or gloss == "nan ":
             left_out["no text"] += 1
         elif usable.setdefault(clip, i) != i:
             left_out["uid twice"] += 1
     for split, limit in [("train", settings.TRAIN_CLIPS), ("validation", settings.VALIDATION_CLIPS)]:
-        numbers = [i for i in usable.values() if validates[i] == (split == "validation")]
-        drawn[split] = draw_subset([videos[i] for i in numbers], limit)
-        numbers = [i for i in numbers if videos[i] in drawn[split]]
-        contents = [(uids[i], glosses[i], "pose" in rows.features and rows._fingerprint) for i in numbers]
-        prepared = prepare(rows.select(numbers), contents, settings.PROCESSES, how)
-        problems = collections.Counter(filter(None, prepared["problem"][:]))
-        left_out += problems
-        clips[split] = prepared.select([i for i, problem in enumerate(prepared["problem"][:]) if not problem])
-        if not len(clips[split]) or problems.total() > settings.MAX_BAD_SHARE * len(prepared):
-            raise SystemExit(f"error: only {len(clips[split])} of {len(prepared)} {split} clips can be used, less than "
-                             f"MAX_BAD_SHARE allows; something is wrong with the source: {dict(problems)}")
+        drawn[split] = draw_subset([videos[i] for i in usable.values() if splits[i] == split], limit)
+    chosen = [i for i in usable.values() if videos[i] in drawn[splits[i]]]  # of both: the cache knows no split
+    prepared = prepare(rows.select(chosen), [(uids[i], glosses[i]) for i in chosen], state, settings.PROCESSES, how)
+    problems = prepared["problem"][:]
+    for split in drawn:
+        numbers = [n for n, i in enumerate(chosen) if splits[i] == split]
+        clips[split] = prepared.select([n for n in numbers if not problems[n]])
+        bad = collections.Counter(problems[n] for n in numbers if problems[n])
+        left_out += bad
+        if not len(clips[split]) or bad.total() > settings.MAX_BAD_SHARE * len(numbers):
+            raise SystemExit(f"error: too few of {len(numbers)} {split} clips can be used (MAX_BAD_SHARE): {dict(bad)}")
     both = f"{len(drawn['train'] & drawn['validation'])} videos in both" if has_uid else "no uid names the videos"
     seconds = np.concatenate([part["seconds"][:] for part in clips.values()])
     cut = sum(len(split_glosses(text)) > settings.MAX_GLOSS_LEN for part in clips.values() for text in part["gloss"][:])
@@ -355,8 +360,7 @@ def sample_rows(n, seed):
         sides[:, 1] = -sides[:, 1].conj()
         body, face = sides[:, :, :3].swapaxes(1, 2).reshape(-1, 6), np.tile(head, (len(at), 1))
         pose = np.concatenate([sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]], 1).view(float)
-        lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight for a while
-        pose[lost:lost + 8, 42:84] = np.nan
+        pose[(lost := rng.integers(0, 4 * len(at))):lost + 8, 42:84] = np.nan  # in every fourth clip: out of sight
         rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose + rng.normal(0, 0.004, pose.shape)})
     return datasets.Dataset.from_list(rows)
 
@@ -442,9 +446,8 @@ class TwoWayGRU(nn.Module):
         return torch.cat([self.there(x)[0], back.gather(1, turned.expand_as(back))], -1)
 
 class PoseModel(nn.Module):
-    """What the models share. Every gloss predicts a positive duration. Their sum is the clip's, their running sums give
-    each gloss its stretch of the time line, and a frame reads the encoder through a soft window around it. No frame
-    depends on another one's result, so all are decoded in one call. Subclasses give `encode` and `decode`."""
+    """What the models share. Every gloss predicts a duration; their running sums give it its stretch of the time line,
+    and a frame reads the encoder through a soft window around it. All frames are decoded in one call."""
     title, learning_rate = "GRU", "LR_GRU"
     def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout, word_dropout):
         super().__init__()
@@ -541,14 +544,17 @@ def new_model(name, statistics, vocabulary, settings):
         try:
             pretrained = transformers.AutoModel.from_pretrained(str(settings.BERT_NAME), dtype=torch.float32)
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(settings.BERT_NAME))
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"error: no weights for BERT_NAME {settings.BERT_NAME!r}; set it to a hub id that can be "
-                             f"reached or to a folder with a model and a tokenizer ({str(error).splitlines()[0]})")
-        spelling["tokenizer"], args["bert_config"] = tokenizer.backend_tokenizer.to_str(), pretrained.config.to_dict()
+            spelling["tokenizer"] = tokenizer.backend_tokenizer.to_str()
+            pretrained(input_ids=torch.zeros(1, 4 * settings.MAX_GLOSS_LEN, dtype=torch.long)).last_hidden_state
+            if not len(tokenizer.all_special_ids) < len(tokenizer) <= pretrained.get_input_embeddings().num_embeddings:
+                raise ValueError("the tokenizer is missing or of another model")
+        except Exception as error:  # of the library, which has many kinds
+            raise SystemExit(f"error: BERT_NAME {settings.BERT_NAME!r} is no hub id that can be reached, and no folder "
+                             f"with an encoder and its tokenizer ({error!s:.200}".partition("\n")[0] + ")")
+        args["bert_config"] = pretrained.config.to_dict()
+        statistics = statistics | {f"pretrained.{key}": value for key, value in pretrained.state_dict().items()}
     model = MODELS[name](**args)
-    model.load_state_dict(statistics, strict=False)
-    if name == "bert":
-        model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)  # but for the pooler
+    model.load_state_dict(statistics, strict=False)  # the other weights are fresh, and BERT's pooler is left out
     return model, Tokens(**spelling), {"model": name, "model_args": args, "tokens": spelling}
 
 # ---- training
@@ -559,8 +565,7 @@ def pose_difference(pose, target):
 
 def speeds(pose):
     """(B, T, D) -> (B, T - 1, K): how far each point moves in a frame; NaN where it was not seen before and after."""
-    x, y = pose.diff(dim=1).unflatten(-1, (-1, 2)).unbind(-1)
-    return (x**2 + y**2 + 1e-8).sqrt()  # whose gradient is finite at 0
+    return (pose.diff(dim=1).unflatten(-1, (-1, 2)).square().sum(-1) + 1e-8).sqrt()  # whose gradient is finite at 0
 
 def summed(sums):
     """A tensor -> its sum over the processes that torchrun started; it is written over."""
@@ -590,13 +595,11 @@ class Trainer:
         self.model, self.settings, self.device, self.precision = model, settings, model.mean.device, precision
         self.averaged = copy.deepcopy(model).requires_grad_(False).to(self.device)  # which lays GRUs out for cuDNN anew
         self.parallel = DistributedDataParallel(model, forward_sync_buffers=False) if dist.is_initialized() else model
-        rates = [(False, getattr(settings, model.learning_rate)), (True, settings.LR_BERT)]
         self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
             value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
-            for pretrained, rate in rates], fused=True)
+            for pretrained, rate in enumerate([getattr(settings, model.learning_rate), settings.LR_BERT])], fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
-            1, (step + 1) / max(1, settings.WARMUP * steps)) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
-        # With bfloat16, too: cuDNN computes GRUs in float16 under any autocast
+            1, (step + 1) / max(1, settings.WARMUP * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
     def epoch(self, loaders, number):
         """One epoch and its validation, reported by a line of fixed width -> the metrics."""
@@ -629,9 +632,8 @@ class Trainer:
             follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
             sums += torch.stack([squares, count]).double()
             bad = torch.where((bad < 0) & ~loss.isfinite(), i, bad)  # the first one
-            if (i % 20 == 19 or i + 1 == len(loader)) and (first := bad.item()) >= 0:  # seldom: the host waits here
-                raise SystemExit(f"error: the loss of {label}, batch {first + 1} is not finite, though its clips "
-                                 "are, as preparing them makes sure: lower the learning rate")
+            if (i % 20 == 19 or i + 1 == len(loader)) and (first := bad.item() + 1) > 0:  # seldom: the host waits here
+                raise SystemExit(f"error: the loss of {label}, batch {first} is not finite: lower the learning rate")
         squares, count = summed(sums).tolist()
         return squares / max(count, 1)
 
@@ -740,13 +742,11 @@ function draw(now) {
       Math.hypot(pose[a][0] - pose[b][0], pose[a][1] - pose[b][1]) > 100)  // a hand away from its arm was not seen
     for (const [a, b, colour] of lines) if (!hidden[Math.floor(a / 21)])  // and of a NaN nothing is drawn
       pen.strokeStyle = colour, pen.beginPath(), pen.moveTo(...pose[a]), pen.lineTo(...pose[b]), pen.stroke()
-  }), requestAnimationFrame(draw)
-}
+  }), requestAnimationFrame(draw) }
 function show(i) {
   item = items.at(i % items.length), time = 0, sentence.selectedIndex = items.indexOf(item)
   item.n = Math.max(...item.clips.map(([, frames]) => frames.length)), slider.max = item.n - 1
-  gloss.textContent = item.gloss, canvas.ariaLabel = "A skeleton signs " + item.gloss
-}
+  gloss.textContent = item.gloss, canvas.ariaLabel = "A skeleton signs " + item.gloss }
 function step(by) { paused = true, time = (slider.valueAsNumber + by + item.n) % item.n }
 const keys = { " ": () => paused = !paused, ArrowLeft: () => step(-1), ArrowRight: () => step(1),
   ArrowUp: () => show(sentence.selectedIndex - 1), ArrowDown: () => show(sentence.selectedIndex + 1) }
@@ -835,23 +835,24 @@ def train(name, settings, going_on, device):
     def go_on(last):
         other = [f"{key} was {last['settings'][key]!r}" for key, value in vars(settings).items() if key not in (
             "PROCESSES", "PATIENCE", "MAX_BAD_SHARE") and last["settings"][key] != value]
-        if other or last["built"] != built:
+        if other or last["built"] != built or not all(
+                torch.allclose(last["model"][key], value, 1e-3) for key, value in statistics.items()):
             raise SystemExit(f"error: {last_path} does not fit: {', '.join(other) or 'the data is another'}")
         for part in filter(last.get, parts):  # a run that began on a CPU has no scaler
             getattr(trainer, part).load_state_dict(last[part])
         return last["log"]
     log = load_checkpoint(last_path, go_on) if going_on else []
     while True:
-        state = {part: getattr(trainer, part).state_dict() for part in parts}  # at epoch 0 to find a full disk early
-        write(last_path, {"built": built, "settings": vars(settings), "log": log, **state})
+        state = {part: getattr(trainer, part).state_dict() for part in parts}
+        path = last_path + ".tmp" * (not log and os.path.isfile(last_path))  # an earlier run's stays until epoch 1
+        write(path, {"built": built, "settings": vars(settings), "log": log, **state})  # at once, if there is no room
         best = min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
         if len(log) - best["epoch"] >= settings.PATIENCE or len(log) == settings.EPOCHS:
             break
         log.append(trainer.epoch(loaders, len(log) + 1))
         if log[-1]["val_mse"] < best["val_mse"]:
             write(best_path, built | {"data": data, "metrics": log[-1], "weights": trainer.averaged.state_dict()})
-        rows = [",".join(map(str, row)) + "\n" for row in ([*log[0]], *(line.values() for line in log))]
-        write(f"log_{name}.csv", "".join(rows).encode())
+        write(f"log_{name}.csv", "\n".join(",".join(map(str, x)) for x in (log[0], *map(dict.values, log))).encode())
     if world > 1:
         dist.destroy_process_group()
     if rank:
@@ -895,5 +896,5 @@ if __name__ == "__main__":
         if not dist.is_initialized() or not re.search("peer|remote process", str(error)):
             raise
         sys.exit("error: another process of this run is gone, so that this one ends, too; go on with --resume")
-    except OSError as error:  # the disk is full, a folder cannot be written, ...
+    except (OSError, UnicodeError) as error:  # the disk is full, a terminal lacks a letter, ...
         sys.exit(f"error: {error}")

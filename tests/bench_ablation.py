@@ -24,7 +24,7 @@ DECODE = "        return queries + self.decoder(queries, frame_mask)\n"
 ENCODE = "        return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))\n"
 MODEL = '    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])\n    difference'
 RISE = "min(\n            1, (step + 1) / max(1, settings.WARMUP * steps))"
-RATE = RISE + " * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))"
+RATE = RISE + " * (0.5 + 0.5 * math.cos(math.pi * step / steps))"
 AUTOREGRESSIVE = {DECODER: """self.encoder, self.own, self.calls = TwoWayGRU(embed_dim, hidden_dim), OWN, 0
         self.decoder = nn.GRU(hidden_dim + self.output.out_features, hidden_dim, batch_first=True)""",
                   DECODE: """
@@ -142,6 +142,13 @@ ROWS = {
         "for gloss in words] for words in rows]": "for gloss in ['<s>', *words, '</s>']] for words in rows]",
         '["<pad>", "<unk>", *kept]': '["<pad>", "<unk>", "<s>", "</s>", *kept]'},
     "usual initialisation": {"            nn.init.zeros_(weight)": "            pass"},  # of the Transformer
+    "three parts a gloss": {  # each with a state and a duration of its own
+        "        self.dropout = nn.Dropout(dropout)\n":
+        "        self.dropout, self.parts = nn.Dropout(dropout), nn.Linear(states_dim, 3 * states_dim)\n",
+        "        states = self.encode(tokens, token_mask)  # (B, S, H)\n":
+        "        states = self.parts(self.encode(tokens, token_mask)).unflatten(-1, (3, -1)).flatten(1, 2)\n"
+        "        token_mask = token_mask.repeat_interleave(3, 1)\n",
+        "nn.functional.softplus(raw) * token_mask": "nn.functional.softplus(raw) / 3 * token_mask"},
     "time without phase": {"position, waves(phase),": "position, 0 * waves(phase),"},
 }
 SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_mse"]),

@@ -10,10 +10,19 @@ import model_selection as script
 from helpers import FACE, LEFT, POINTS, POSE, RIGHT, pose_bytes, positions, small, write_isign, write_parts, zipped
 
 UIDS = ["f68f0aa0e1ae-1", "f68f0aa0e1ae-2", "a-b_c--d_e---1", "_x-y_z-w_v-_w", "_x-y_z-w_v-_e12", "other"]
+TABLE = np.random.default_rng(0).normal(size=(5, 4))  # a clip of two points
 
 
 def load(dataset, **changes):
     return script.load_clips(small(DATASET=dataset, **changes))[0]
+
+
+def write_table(folder, splits):
+    """Rows by split -> a data set of its own splits, as the hub holds them."""
+    for split, rows in splits.items():
+        datasets.Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
+    files = "".join(f"  - {{split: {split}, path: {split}.parquet}}\n" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
 
 
 def clips_of(*uids, frames=4):
@@ -197,6 +206,45 @@ def test_uids_may_be_numbers(tmp_path):
     assert len(found["train"]) + len(found["validation"]) == 9
 
 
+def test_a_row_without_a_uid_is_no_repetition(tmp_path):
+    write_table(tmp_path / "data", {"train": [{"uid": f"u{i}" if i % 2 else None, "gloss": "go", "pose": TABLE.tolist()}
+                                              for i in range(8)],
+                                    "validation": [{"gloss": "go", "pose": TABLE.tolist()} for _ in range(3)]})
+    found = load(str(tmp_path / "data"), POSE_DIM=4)
+    assert len(found["train"]) == 8 and len(found["validation"]) == 3
+
+
+@pytest.mark.parametrize("gloss, words", [(["go", "home"], None), (0, ["0"]), ("go home", ["GO", "HOME"])])
+def test_glosses_are_text_or_numbers(gloss, words, tmp_path):
+    rows = [{"gloss": gloss, "pose": TABLE.tolist()} for _ in range(3)]
+    write_table(tmp_path / "data", {"train": rows, "validation": rows})
+    with nullcontext() if words else pytest.raises(SystemExit, match="^error: .* gloss or text.*$"):
+        found = load(str(tmp_path / "data"), POSE_DIM=4)
+        assert [script.split_glosses(gloss) for gloss in found["train"]["gloss"]] == [words] * 3
+
+
+@pytest.mark.parametrize("move", [0, 320])
+def test_poses_in_pixels_end_the_run(move, tmp_path):
+    pose = (np.random.default_rng(0).normal(size=(5, 4)) * 30 + move).tolist()
+    rows = [{"gloss": "go", "pose": pose} for i in range(6)]
+    write_table(tmp_path / "data", {"train": rows, "validation": rows})
+    with pytest.raises(SystemExit, match="^error: .*6.*beyond 10 shoulder widths.*$"):
+        load(str(tmp_path / "data"), POSE_DIM=4)
+
+
+def test_local_tables_are_told_apart_and_read_anew(tmp_path):
+    """The library's own cache knows a local folder by its name and its README alone."""
+    seen = []
+    for folder, scale, n in (("a", 1, 3), ("b", 2, 5), ("a", 1, 3), ("a", 3, 3)):
+        rows = [{"gloss": "go", "pose": (TABLE * scale).tolist()} for _ in range(n)]
+        if seen.count((folder, scale, n)) == 0:
+            write_table(tmp_path / folder / "data", {"train": rows, "validation": rows})
+        found = load(str(tmp_path / folder / "data"), POSE_DIM=4)["train"]
+        np.testing.assert_allclose(found[0]["pose"], (TABLE * scale).ravel(), rtol=1e-6)
+        assert len(found) == n
+        seen.append((folder, scale, n))
+
+
 def test_a_folder_whose_files_are_written_anew_is_prepared_anew(tmp_path):
     uids = [f"{i:012x}-1" for i in range(6)]
     folder, poses = write_isign(tmp_path / "isign", [(uid, "go") for uid in uids], {}), tmp_path / "poses"
@@ -284,7 +332,7 @@ def test_a_split_without_a_usable_row_is_one_line(tmp_path, text):
     uids = [f"{i:012x}-1" for i in range(9)]
     validates = script.split_by_video([script.video_of(uid) for uid in uids], 0.3)
     rows = [(uid, text if script.video_of(uid) in validates else "go") for uid in uids]
-    with pytest.raises(SystemExit, match="^error: only 0 of 0 validation clips .*$"):
+    with pytest.raises(SystemExit, match="^error: too few of 0 validation clips .*$"):
         load(write_isign(tmp_path / "isign", rows, clips_of(*uids)))
 
 
@@ -300,12 +348,8 @@ def test_rows_of_gloss_and_pose_with_official_splits(tmp_path, validation, capsy
     pose = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
     pose[:, 2, 2:] = 0
     pose[:, 3, :2] = np.nan
-    for split, chosen in (("train", range(4)), (validation, range(4, 6))):
-        table = datasets.Dataset.from_list([{"gloss": f"w{i}", "pose": pose[i].tolist()} for i in chosen])
-        table.to_parquet(tmp_path / "data" / f"{split}.parquet")
-    (tmp_path / "data" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.parquet}\n"
-        f"  - {{split: {validation}, path: {validation}.parquet}}\n---\n")
+    write_table(tmp_path / "data", {split: [{"gloss": f"w{i}", "pose": pose[i].tolist()} for i in chosen]
+                                    for split, chosen in (("train", range(4)), (validation, range(4, 6)))})
     found = load(str(tmp_path / "data"), POSE_DIM=4)
     assert found["train"]["gloss"][:] == ["w0", "w1", "w2", "w3"] and found["validation"]["gloss"][:] == ["w4", "w5"]
     pose[:, 2, 2:] = np.nan
@@ -349,6 +393,7 @@ def test_clips_are_prepared_once(isign, prepared, tmp_path):
     assert again(prepared, isign) == 0
     assert again(prepared, isign, MAX_FRAMES=3) == 12 and again(prepared, isign, MAX_FRAMES=3) == 0
     assert again(prepared, isign, FPS=10) == 12
+    assert again(prepared, isign, VALIDATION_SHARE=0.6) == 0
     write_parts(tmp_path / "isign", zipped({f"{i:012x}-1": pose_bytes(positions(4, 99)) for i in range(12)}), 3)
     assert again(prepared, isign) == 12
     assert not np.allclose(load(isign)["train"]["pose"][0], first["train"]["pose"][0])

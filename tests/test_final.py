@@ -168,6 +168,16 @@ def test_frames_and_clips_that_show_nothing_change_no_closing_metric():
     assert final.say_metrics(Answers(answers, [n] * 4), loader, device)["recall_at_1"] == 0.75
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.01])
+def test_a_model_that_does_not_beat_the_mean_pose_is_named(rate, tiny, monkeypatch):
+    monkeypatch.setattr(final, "LR_GRU", rate)
+    code, out, err = fork()
+    closing = dict(line.split(": ") for line in out.rpartition("\n\n")[2].splitlines() if "warning" not in line)
+    learned = float(closing["val_mse"]) < float(closing["mean_pose_mse"])
+    assert learned == (rate > 0)
+    assert out.splitlines()[-1].startswith("warning: the model does not beat") == (not learned)
+
+
 # ---- a run that is stopped goes on as if it had not been
 
 def test_killed_at_any_moment_a_resumed_run_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch):
@@ -221,6 +231,17 @@ def test_a_signal_ends_the_run_with_one_line_and_nothing_is_lost(number, tiny, t
     assert code == 0 and " epoch " not in out.split("best_epoch")[0] and same(outcome(), expected)
 
 
+def test_a_new_run_that_is_stopped_in_its_first_epoch_leaves_the_old_one(tiny, tmp_path, monkeypatch):
+    assert fork()[0] == 0
+    before, expected = {path: (tmp_path / path).read_bytes() for path in (BEST, LAST, LOG)}, outcome()
+    with monkeypatch.context() as patch:
+        patch.setattr(final.Trainer, "epoch", lambda *_: sys.exit("stopped"))
+        assert fork()[0] == 1
+    assert {path: (tmp_path / path).read_bytes() for path in before} == before
+    assert fork("--resume")[0] == 0 and same(outcome(), expected)
+    assert fork()[0] == 0 and same(outcome(), expected) and not [*tmp_path.glob("*.tmp")]
+
+
 def test_ctrl_c_while_processes_start_that_prepare_is_one_line(tmp_path):
     """A terminal's Ctrl-C reaches all processes. Those that still import the script are not to print a traceback."""
     clips = {f"{i:012x}-1": pose_bytes(positions(3)) for i in range(20)}
@@ -269,6 +290,10 @@ def test_what_does_not_fit_is_not_resumed(tiny, monkeypatch, tmp_path):
         "gloss": row["gloss"].lower().replace("i", "y")}))
     code, out, err = fork("--resume")
     assert code == 1 and "the data is another" in err
+    monkeypatch.setattr(final, "sample_rows", lambda n, seed: sample_rows(n, seed).map(lambda row: {
+        "pose": (2 * np.array(row["pose"])).tolist()}))
+    code, out, err = fork("--resume")
+    assert code == 1 and "the data is another" in err
     monkeypatch.setattr(final, "sample_rows", sample_rows)
     (tmp_path / LAST).write_bytes(before[LAST][:-1000])
     code, out, err = fork("--resume")
@@ -286,7 +311,7 @@ def test_a_disk_without_room_is_one_line_and_nothing_is_lost(tiny, tmp_path):
     assert fork()[0] == 0
     before = {path: (tmp_path / path).read_bytes() for path in (BEST, LAST, LOG)}
     code, out, err = fork(limit=50_000)  # less than last_gru.pt; more than the clips
-    assert code == 1 and "last_gru.pt cannot be written" in err and err.count("\n") == 1, err
+    assert code == 1 and "last_gru.pt.tmp cannot be written" in err and err.count("\n") == 1, err
     assert " epoch " not in out  # before any training
     assert {path: (tmp_path / path).read_bytes() for path in before} == before
     assert not [*tmp_path.glob("*.tmp")]

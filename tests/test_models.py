@@ -107,11 +107,12 @@ def test_the_speed_loss_is_the_relative_squared_error_of_the_speeds(bert):
         squares += np.nansum(speed[1] ** 2)
     with_speed, without = (loss_of(model, batch, 0, weight)[0].item() for weight in (0.5, 0))
     assert with_speed - without == pytest.approx(0.5 * late / squares, rel=1e-3)
-    longer = {**batch, "pose": torch.nn.functional.pad(batch["pose"], (0, 0, 0, 0), value=math.nan)}
-    longer["tokens"] = torch.nn.functional.pad(batch["tokens"], (0, 4))
-    longer["token_mask"] = torch.nn.functional.pad(batch["token_mask"], (0, 4))
-    padded, plain = (loss_of(model, x, 0.1, 0.5)[0].item() for x in (longer, batch))
-    assert padded == pytest.approx(plain, rel=1e-5)
+    ones, counts = [script.collate([clip], tokens, D) for clip in clips()], []
+    for one in ones:  # the longest clip has no padding, the others have none by themselves
+        counts.append(script.speeds(one["pose"]).square().nansum())
+    alone = [loss_of(model, one, 0, 0.5)[0] - loss_of(model, one, 0)[0] for one in ones]
+    together = sum(loss * count for loss, count in zip(alone, counts)) / sum(counts)
+    assert with_speed - without == pytest.approx(together.item(), rel=1e-3)
     still = [{**clips()[0], "pose": np.zeros(5 * D, np.float32)}]
     loss, *_ = loss_of(model, script.collate(still, tokens, D), 0.1, 0.5)
     assert loss.isfinite() and gradient(model, loss).isfinite().all()
@@ -250,6 +251,35 @@ def test_an_encoder_that_is_stored_in_half_precision_trains_in_full(stored, bert
     assert model(*tokens(["hello"]))[0].isfinite().all()
 
 
+@pytest.mark.parametrize("fault", ["no tokenizer", "too few positions", "another's tokenizer", "cut", "no encoder"])
+def test_an_encoder_that_does_not_serve_is_one_line(fault, bert, tmp_path):
+    import transformers
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    if fault == "no tokenizer":
+        for file in folder.glob("*token*"):
+            file.unlink()
+    elif fault == "cut":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    else:
+        sizes = dict(vocab_size=9 if fault == "another's tokenizer" else 17, hidden_size=16, num_hidden_layers=1,
+                     num_attention_heads=2, intermediate_size=16,
+                     max_position_embeddings=23 if fault == "too few positions" else 24)
+        kind = transformers.BertConfig(**sizes)
+        if fault == "no encoder":
+            kind = transformers.T5Config(vocab_size=17, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        transformers.AutoModel.from_config(kind).save_pretrained(folder)
+    with pytest.raises(SystemExit, match="^error: BERT_NAME .* is no hub id .* folder with an encoder .*$") as error:
+        build("bert", str(folder))
+    assert "\n" not in str(error.value)
+
+
+def test_word_pieces_are_cut_where_positions_may_end(bert):
+    _, tokens, _ = build("bert", bert)
+    ids, mask = tokens(["schools " * 9, "xyzzy " * 3])
+    assert ids.shape == mask.shape == (2, 14) and ids[0, -1] == 3  # 6 words: [CLS], 12 pieces, [SEP]
+    assert tokens([" ".join(["go.school.go.school.go.school"] * 6)])[0].shape == (1, 24)
+
+
 # ---- training and metrics
 
 class Fixed(torch.nn.Module):
@@ -346,6 +376,37 @@ def test_the_gradient_is_clipped_and_0_is_no_limit(limit, bert, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", seen)
     train("gru", bert, GRAD_CLIP=limit)
     assert max(norms) <= 1.001e-9 if limit == 1e-9 else min(norms) > 0.01
+
+
+def test_under_mixed_precision_gradients_are_clipped_at_their_real_size_and_layers_compute_in_half(bert, monkeypatch):
+    norms, kinds, clip = [], set(), torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *x: norms.append(clip(*x).item()))
+    for precision in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model, tokens, _ = build("gru", bert, DROPOUT=0.0)
+        model.duration[0].register_forward_hook(lambda layer, x, y: kinds.add(y.dtype))
+        part = datasets.Dataset.from_list(clips(), features=script.CLIP)
+        loader = script.make_loaders({"train": part}, tokens, small(POSE_DIM=D, BATCH_SIZE=3))["train"]
+        script.Trainer(model, 1, small(), precision).train(loader, 1, "")
+        assert kinds == ({precision} if precision == torch.float32 else {torch.float32, precision})
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
+
+
+@names
+def test_dropout_is_at_work_in_training_alone(name, bert):
+    model, tokens, _ = build(name, bert, DROPOUT=0.5, WORD_DROPOUT=0.0)
+    batch = tokens(SENTENCES)
+    assert torch.equal(model(*batch)[0], model(*batch)[0])
+    model.train()
+    if name == "bert":
+        model.pretrained.eval()
+    once, again = (model.decode(*(torch.ones(2, 5, model.output.in_features), torch.ones(2, 5, dtype=torch.bool),
+                                  torch.ones(2, 3, model.output.in_features), torch.ones(2, 3, dtype=torch.bool)))
+                   for _ in range(2))
+    assert torch.equal(once, again) == (name != "transformer")  # the GRU's is before and behind its decoder
+    once, again = (model(*batch, torch.tensor([9, 9, 9]))[0] for _ in range(2))
+    changed = (once != again)[:, :9, :-2].float().mean()
+    assert changed > 0.9
 
 
 def test_the_average_is_laid_out_for_cudnn(monkeypatch):

@@ -2,10 +2,12 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -17,7 +19,7 @@ from pose_format import Pose
 
 import model_selection as script
 import train_final_model as final
-from helpers import small
+from helpers import ROOT, small
 
 WORDS = ["<pad>", "<unk>", "GO", "HELLO", "SCHOOL", "WANT"]
 SENTENCES = ["WANT GO SCHOOL", "hello", "../../x go", "<img src=x onerror=alert(1)>", "Want, want; GO!", "WANT " * 1000]
@@ -112,6 +114,20 @@ def test_prediction_reads_the_checkpoint_alone(tmp_path, monkeypatch):
     final.main(["--model", "gru", "--predict", "want go school"])
     path, = (tmp_path / "predictions").glob("*.pose")
     assert len(Pose.read(path.read_bytes()).body.data) > 20
+
+
+def test_more_sentences_than_fit_into_a_batch(tmp_path, capsys):
+    write_checkpoint(tmp_path / "best_gru.pt")
+    final.main(["--model", "gru", "--predict", *["go", "want hello"] * 35])
+    assert len(capsys.readouterr().out.splitlines()) == 71 and len([*(tmp_path / "predictions").glob("*.pose")]) == 70
+
+
+def test_text_in_another_encoding_is_one_line(tmp_path):
+    write_checkpoint(tmp_path / "best_gru.pt")
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, ROOT / "train_final_model.py", "--model", "gru", "--predict", "-"],
+                          input=b"GO \xff\n", capture_output=True, env=strict)
+    assert done.returncode == 1 and done.stderr.startswith(b"error: 'utf-8' codec") and done.stderr.count(b"\n") == 1
 
 
 # ---- the page in Chromium, driven by WebDriver

@@ -95,6 +95,13 @@ def test_a_run_of_two_that_is_stopped_ends_and_goes_on_as_if_it_had_not_been(vic
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_two_processes_stop_early_together(tmp_path):
+    """At a learning rate of 0 no epoch is better than the first one."""
+    assert start(tmp_path, EPOCHS=9, PATIENCE=2, LR_GRU=0.0).wait(200) == 0, said(tmp_path)
+    assert len(outcome(tmp_path)[0]) == 3
+    assert "\nbest_epoch: 1\n" in said(tmp_path)[0]
+
+
 def test_a_batch_that_cannot_be_shared_is_one_line(tmp_path):
     assert start(tmp_path / "run", BATCH_SIZE=3).wait(100) != 0
     assert "error: BATCH_SIZE = 3 cannot be shared by 2 processes" in said(tmp_path / "run")[1]
