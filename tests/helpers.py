@@ -143,5 +143,6 @@ def run(folder, script, *arguments, **settings):
     with open(folder / "out.txt", "wb") as out, open(folder / "err.txt", "wb") as err:
         code = subprocess.run([sys.executable, script, *arguments], cwd=folder, stdout=out, stderr=err, timeout=300,
                               stdin=subprocess.DEVNULL, env=os.environ).returncode
-    return SimpleNamespace(code=code, folder=folder, out=(folder / "out.txt").read_bytes().decode(),
-                           err=(folder / "err.txt").read_bytes().decode())
+    out, err = ((folder / name).read_bytes().decode() for name in ("out.txt", "err.txt"))
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    return SimpleNamespace(code=code, folder=folder, out=out, err=err, errors=errors)

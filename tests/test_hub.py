@@ -81,8 +81,7 @@ def test_a_subset_reads_its_own_clips_alone(hub, files, tmp_path):
 def test_a_hub_that_stays_away_ends_the_run_with_one_line(hub, tmp_path):
     hub.faults += [None] * 6 + [503] * 1000
     result = run(tmp_path / "run", "model_selection.py", **TINY)
-    lines = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert result.code == 1 and len(lines) == 1 and "stays: Server error '503" in lines[0]
+    assert result.code == 1 and len(result.errors) == 1 and "stays: Server error '503" in result.errors[0]
     assert "Traceback" not in result.err and TOKEN not in result.out + result.err
 
 
@@ -96,7 +95,7 @@ def test_a_hub_that_stays_away_ends_the_run_with_one_line(hub, tmp_path):
 def test_access_that_is_missing_gets_its_own_line(hub, tmp_path, monkeypatch, token, changes, said):
     monkeypatch.setenv("HUGGINGFACE_HUB_TOKEN", token)
     result = run(tmp_path / "run", "model_selection.py", **TINY, **changes)
-    assert result.code == 1 and result.err.count("error: ") == 1 and said in result.err.splitlines()[-1]
+    assert result.code == 1 and len(result.errors) == 1 and said in result.errors[0]
     assert "Traceback" not in result.err and token not in result.out + result.err
 
 
@@ -104,5 +103,5 @@ def test_no_network_is_said_in_one_line(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = run(tmp_path / "run", "model_selection.py", **TINY)
     assert result.code == 1 and "Traceback" not in result.err
-    assert "Couldn't reach 'Exploration-Lab/iSign'" in result.err.splitlines()[-1]
+    assert len(result.errors) == 1 and "Couldn't reach 'Exploration-Lab/iSign'" in result.errors[0]
     assert os.environ["HUGGINGFACE_HUB_TOKEN"] not in result.err
