@@ -35,12 +35,11 @@ EMBED_DIM, HIDDEN_DIM = 256, 512     # of the embeddings and the Transformer; of
 DROPOUT, WORD_DROPOUT = 0.1, 0.1     # of the features; of the glosses, which become <unk> (not with BERT)
 # Training
 EPOCHS, PATIENCE = 6, 2              # at most; and without a lower validation MSE, before a run stops
-BATCH_SIZE = 8
+BATCH_SIZE, SEED = 8, 0              # the clips of a step; of all that is drawn
 LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at the GRU's rate
 WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; gradient norm, 0: any
 DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.3  # of the errors of the duration and of the points' speeds beside the MSE
 AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
-SEED = 0
 
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
 # Shapes: B clips, S glosses or word pieces, T frames, D = 2 K pose numbers of K keypoints, H hidden size.

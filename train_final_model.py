@@ -845,7 +845,7 @@ def train(name, settings, going_on, device):
     while True:
         state = {part: getattr(trainer, part).state_dict() for part in parts}
         path = last_path + ".tmp" * (not log and os.path.isfile(last_path))  # an earlier run's stays until epoch 1
-        write(path, {"built": built, "settings": vars(settings), "log": log, **state})  # at once, if there is no room
+        write(path, {"built": built, "settings": vars(settings), "log": log, **state})  # so that a full disk shows now
         best = min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
         if len(log) - best["epoch"] >= settings.PATIENCE or len(log) == settings.EPOCHS:
             break
