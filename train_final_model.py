@@ -25,13 +25,14 @@ CONFIG = "iSign_v1.1"                # the data set's configuration; None: its d
 POSES = "iSign-poses_v1.1_part_*"    # archive parts within DATASET; or a path: parts, a zip, a folder of .pose files
 VALIDATION_SHARE, MAX_BAD_SHARE = 0.1, 0.2  # of the videos, where no split is given; of clips that cannot be used
 TRAIN_CLIPS, VALIDATION_CLIPS = 0, 0  # train on so many, drawn by whole videos; 0: all
-FPS, MAX_FRAMES, POSE_DIM = 25, 96, 152  # a longer clip is resampled to MAX_FRAMES, not cut; 76 keypoints x (x, y)
-MAX_GLOSS_LEN, MIN_GLOSS_COUNT = 16, 2  # of a sentence, the rest is cut; of a gloss in training, rarer ones are <unk>
+FPS, MAX_FRAMES = 25, 96             # frames per second; a longer clip is resampled to MAX_FRAMES, not cut
+POSE_DIM = 152                       # 76 keypoints x (x, y)
+MAX_GLOSS_LEN = 16                   # glosses of a sentence; what is beyond is cut
+MIN_GLOSS_COUNT = 2                  # rarer glosses of the training split become <unk>, so that <unk> is trained
 PROCESSES = 2                        # that prepare clips and make batches; 0: only the script itself
 # Models
 BERT_NAME = "bert-base-uncased"      # hub id, or a folder with a model and its tokenizer
 EMBED_DIM, HIDDEN_DIM = 256, 512     # of the embeddings and the Transformer; of the GRUs and the feed-forward layers
-GLOSS_PARTS = 3                      # states that a gloss (of BERT: a word piece) becomes, one after the other in time
 DROPOUT, WORD_DROPOUT = 0.1, 0.1     # of the features; of the glosses, which become <unk> (not with BERT)
 # Training
 EPOCHS, PATIENCE = 60, 8             # at most; and without a lower validation MSE, before a run stops
@@ -444,17 +445,16 @@ class TwoWayGRU(nn.Module):
         return torch.cat([self.there(x)[0], back.gather(1, turned.expand_as(back))], -1)
 
 class PoseModel(nn.Module):
-    """What the models share. Every gloss predicts a duration; their running sums give it its stretch of the time, in
-    which its parts follow each other; a frame reads these through soft windows. All frames are decoded in one call."""
+    """What the models share. Every gloss predicts a duration; their running sums give it its stretch of the time line,
+    and a frame reads the encoder through a soft window around it. All frames are decoded in one call."""
     title, learning_rate = "GRU", "LR_GRU"
-    def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, gloss_parts, dropout, word_dropout):
+    def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout, word_dropout):
         super().__init__()
-        self.max_frames, self.fps, self.parts, self.word_dropout = max_frames, fps, gloss_parts, word_dropout
+        self.max_frames, self.fps, self.word_dropout = max_frames, fps, word_dropout
         self.duration = nn.Sequential(nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1))
         self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
         self.query, self.output = nn.Linear(states_dim + 33, query_dim), nn.Linear(query_dim, pose_dim)
         self.dropout = nn.Dropout(dropout)
-        self.spread = nn.Linear(states_dim, gloss_parts * states_dim) if gloss_parts > 1 else nn.Identity()
         for name in ("mean", "deviation", "seen"):  # see training_statistics
             self.register_buffer(name, torch.ones(pose_dim))
         self.register_buffer("seconds_per_gloss", torch.ones(()))
@@ -464,8 +464,6 @@ class PoseModel(nn.Module):
         raw = self.duration(states).squeeze(-1).float() + math.log(math.e - 1)  # so that durations begin at 1
         durations = nn.functional.softplus(raw) * token_mask  # (B, S) in mean glosses
         seconds = durations.sum(1) * self.seconds_per_gloss
-        states = self.spread(states).unflatten(-1, (self.parts, -1)).flatten(1, 2)  # from here on, S counts the parts
-        token_mask, durations = (x.repeat_interleave(self.parts, 1) for x in (token_mask, durations / self.parts))
         n_frames = self.frames(seconds) if n_frames is None else n_frames
         longest, n_frames = int(n_frames.max()), n_frames.to(tokens.device, non_blocking=True)[:, None]
         step = torch.arange(longest, device=tokens.device)
@@ -538,7 +536,7 @@ MODELS = {"gru": GRUModel, "transformer": TransformerModel, "bert": BertModel}
 def new_model(name, statistics, vocabulary, settings):
     """-> a fresh model (BERT's from BERT_NAME), its Tokens, and what a checkpoint needs to build both again."""
     spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": settings.MAX_GLOSS_LEN}
-    names = "EMBED_DIM", "HIDDEN_DIM", "GLOSS_PARTS", "DROPOUT", "WORD_DROPOUT", "POSE_DIM", "MAX_FRAMES", "FPS"
+    names = "EMBED_DIM", "HIDDEN_DIM", "DROPOUT", "WORD_DROPOUT", "POSE_DIM", "MAX_FRAMES", "FPS"
     args = {"vocabulary": len(vocabulary), **{name.lower(): getattr(settings, name) for name in names}}
     if name == "bert":
         try:
@@ -852,7 +850,8 @@ def train(name, settings, going_on, device):
         log.append(trainer.epoch(loaders, len(log) + 1))
         if log[-1]["val_mse"] < best["val_mse"]:
             write(best_path, built | {"data": data, "metrics": log[-1], "weights": trainer.averaged.state_dict()})
-        write(f"log_{name}.csv", "\n".join(",".join(map(str, x)) for x in (log[0], *map(dict.values, log))).encode())
+        lines = [",".join(map(str, values)) for values in (log[0], *map(dict.values, log))]
+        write(f"log_{name}.csv", "".join(f"{line}\n" for line in lines).encode())
     if world > 1:
         dist.destroy_process_group()
     if rank:

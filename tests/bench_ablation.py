@@ -1,7 +1,6 @@
 """What each choice is worth, by hand: python tests/bench_ablation.py DATA_FOLDER [--rows R ...] [--seeds 0 1 2]
 
-Every row is train_final_model.py with one edit, run as a user runs it with EPOCHS = 10; all but "as shipped" begin
-from "one part a gloss", so that they are compared with that row. A line per run goes to
+Every row is train_final_model.py with one edit, run as a user runs it with EPOCHS = 10. A line per run goes to
 ablation.jsonl; the table of all that it holds is printed. On a CPU core a run takes minutes.
 """
 import argparse
@@ -79,9 +78,6 @@ BONES = """    joints = [(21 * hand, 4 * finger, j) for hand in range(2) for fin
     real, own = (x[:, :, children] - x[:, :, parents] for x in (real, own))
     extra = torch.where(real.isfinite(), own - real, 0).square().sum() / real.square().nansum()
 """
-SPREAD = """        states = self.spread(states).unflatten(-1, (self.parts, -1)).flatten(1, 2)  # from here on, S counts the parts
-        token_mask, durations = (x.repeat_interleave(self.parts, 1) for x in (token_mask, durations / self.parts))
-"""
 # After the training: the MSE where one gloss of each validation sentence is one that training never had
 UNKNOWN = """
 import random, sys, torch, train_final_model as script
@@ -111,7 +107,6 @@ def layers(n):
 # A row's name -> its edits: constants, and pieces of the source
 ROWS = {
     "as shipped": {},
-    "one part a gloss": dict(GLOSS_PARTS=1),
     "no speed loss": dict(SPEED_WEIGHT=0.0),
     "no word dropout": dict(WORD_DROPOUT=0.0),
     "neither": dict(SPEED_WEIGHT=0.0, WORD_DROPOUT=0.0),
@@ -147,12 +142,20 @@ ROWS = {
         "for gloss in words] for words in rows]": "for gloss in ['<s>', *words, '</s>']] for words in rows]",
         '["<pad>", "<unk>", *kept]': '["<pad>", "<unk>", "<s>", "</s>", *kept]'},
     "usual initialisation": {"            nn.init.zeros_(weight)": "            pass"},  # of the Transformer
+    "three parts, equal shares": {  # of a gloss's duration, each with a state of its own
+        "        self.dropout = nn.Dropout(dropout)\n":
+        "        self.dropout, self.parts = nn.Dropout(dropout), nn.Linear(states_dim, 3 * states_dim)\n",
+        "        seconds = durations.sum(1) * self.seconds_per_gloss\n":
+        "        seconds = durations.sum(1) * self.seconds_per_gloss\n"
+        "        states = self.parts(states).unflatten(-1, (3, -1)).flatten(1, 2)\n"
+        "        token_mask, durations = (x.repeat_interleave(3, 1) for x in (token_mask, durations / 3))\n"},
     "three parts, each with its duration": {
+        "        self.dropout = nn.Dropout(dropout)\n":
+        "        self.dropout, self.parts = nn.Dropout(dropout), nn.Linear(states_dim, 3 * states_dim)\n",
         "        states = self.encode(tokens, token_mask)  # (B, S, H)\n":
-        "        states = self.spread(self.encode(tokens, token_mask)).unflatten(-1, (self.parts, -1)).flatten(1, 2)\n"
-        "        token_mask = token_mask.repeat_interleave(self.parts, 1)\n",
-        "nn.functional.softplus(raw) * token_mask": "nn.functional.softplus(raw) / self.parts * token_mask",
-        SPREAD: "", "GLOSS_PARTS": 3},
+        "        states = self.parts(self.encode(tokens, token_mask)).unflatten(-1, (3, -1)).flatten(1, 2)\n"
+        "        token_mask = token_mask.repeat_interleave(3, 1)\n",
+        "nn.functional.softplus(raw) * token_mask": "nn.functional.softplus(raw) / 3 * token_mask"},
     "time without phase": {"position, waves(phase),": "position, 0 * waves(phase),"},
 }
 SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_mse"]),
@@ -164,9 +167,8 @@ SHOWN = {"MSE / mean pose": lambda r: float(r["val_mse"]) / float(r["mean_pose_m
 
 def with_edits(source, row, **settings):
     """The script with a row's edits and other settings."""
-    edits = ROWS[row] and {"GLOSS_PARTS": 1, **ROWS[row]}
-    constants = {name: value for name, value in edits.items() if name.isupper()}
-    for old, new in edits.items():
+    constants = {name: value for name, value in ROWS[row].items() if name.isupper()}
+    for old, new in ROWS[row].items():
         if old not in constants:
             assert source.count(old) == 1, f"{row}: the script has changed: {old}"
             source = source.replace(old, new)

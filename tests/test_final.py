@@ -68,6 +68,7 @@ def fork(*arguments, kill_after=None, limit=None):
 
 def outcome():
     """The log without the times, and the weights of both checkpoints."""
+    assert Path(LOG).read_bytes().endswith(b"\n")
     with open(LOG, newline="") as file:
         log = [{key: value for key, value in line.items() if key != "seconds"} for line in csv.DictReader(file)]
     best, last = (torch.load(path, weights_only=True) for path in (BEST, LAST))

@@ -157,7 +157,7 @@ WRONG = [dict(MAX_FRAMES=0), dict(EPOCHS="x"), dict(BATCH_SIZE=2.5), dict(POSE_D
          dict(DATASET="no/such/folder/here"), dict(DATASET="./nothing"), dict(CONFIG="nope", DATASET="isign"),
          dict(POSES="nothing_*", DATASET="isign"), dict(BERT_NAME="./nothing"), dict(CANDIDATES=["gru", "lstm"]),
          dict(CANDIDATES=[]), dict(CANDIDATES="gru"), dict(CANDIDATES=None), dict(CANDIDATES=5), dict(HIDDEN_DIM=1),
-         dict(GLOSS_PARTS=0), dict(DATASET=None), dict(POSES=None, DATASET="isign"), dict(BERT_NAME=None)]
+         dict(DATASET=None), dict(POSES=None, DATASET="isign"), dict(BERT_NAME=None)]
 
 
 @pytest.mark.parametrize("name, wrong", [(name, wrong) for name in SCRIPTS for wrong in WRONG
