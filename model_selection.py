@@ -1,697 +1,1556 @@
-"""Which model suits the data? Short runs of the candidates on a small subset, for gloss -> pose on iSign.
+"""Which model suits the data? Short runs of the candidates on a subset, gloss -> pose on iSign.
 
     python model_selection.py
 
-Reads the data set named below, or an embedded sample where iSign's hub id has no access token. Writes
-selection_<model>.pt for every candidate into this folder, and the prepared clips into the cache of `datasets`.
+Reads the data set named below, or an embedded sample where iSign's hub id has no access token.
+Writes selection_<model>.pt for every candidate into this folder, and the prepared clips into the
+cache of `datasets`. The settings are constants at the top of the file.
 """
-import argparse, collections, copy, functools, glob, hashlib, io, math, os, pathlib, random, re
-import signal, sys, tempfile, time, unicodedata, warnings, zipfile, zlib
-if __name__ == "__mp_main__":  # a process that will prepare clips: Ctrl-C is not to interrupt its imports
+
+import argparse
+import collections
+import ctypes
+import fcntl
+import functools
+import glob
+import hashlib
+import io
+import itertools
+import lzma
+import math
+import os
+import random
+import re
+import signal
+import sys
+import time
+import unicodedata
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+
+if __name__ == "__main__":  # Ctrl-C while the libraries are imported, which takes seconds
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+elif __name__ == "__mp_main__":  # a process of the script's where they are spawned
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-import datasets, fsspec, huggingface_hub, numpy as np, pose_format, torch, transformers
-from pose_format.numpy import NumPyPoseBody
-from pose_format.pose_header import PoseHeader
-from torch import distributed as dist, nn
-from torch.nn.parallel import DistributedDataParallel
+
+import datasets
+import fsspec
+import huggingface_hub
+import multiprocess
+import numpy as np
+import pose_format
+import tokenizers
+import torch
+import transformers
+from torch import distributed as dist
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
-# ---- SETTINGS: edit and run again. Data
-DATASET = "Exploration-Lab/iSign"    # hub id, a local folder of the same layout, or "sample"
-CONFIG = "iSign_v1.1"                # the data set's configuration; None: its default
-POSES = "iSign-poses_v1.1_part_*"    # archive parts within DATASET; or a path: parts, a zip, a folder of .pose files
-VALIDATION_SHARE, MAX_BAD_SHARE = 0.1, 0.2  # of the videos, where no split is given; of clips that cannot be used
-TRAIN_CLIPS, VALIDATION_CLIPS = 480, 120  # the subset, drawn by whole videos; 0: all
-FPS, MAX_FRAMES = 25, 96             # frames per second; a longer clip is resampled to MAX_FRAMES, not cut
-POSE_DIM = 152                       # 76 keypoints x (x, y)
-MAX_GLOSS_LEN = 16                   # glosses of a sentence; what is beyond is cut
-MIN_GLOSS_COUNT = 2                  # rarer glosses of the training split become <unk>, so that <unk> is trained
-PROCESSES = 2                        # that prepare clips; 0: only the script itself
-# Models
+# SETTINGS: edit them and run again
+# ---- the data: the same in both scripts
+DATASET = "Exploration-Lab/iSign"  # hub id, a local folder of the same layout, or "sample"
+CONFIG = "iSign_v1.1"  # the data set's configuration; None: its default
+POSES = "iSign-poses_v1.1_part_*"  # parts of a zip in DATASET; or a zip, or a folder of .pose
+VALIDATION_SHARE = 0.1  # of the videos, where the data has no splits of its own
+MAX_BAD_SHARE = 0.2  # of a split's clips that may be unusable before the run ends
+FPS = 25  # frames per second
+MAX_FRAMES = 96  # a longer clip is resampled to so many, not cut
+POSE_DIM = 152  # 76 keypoints x (x, y)
+MAX_GLOSS_LEN = 16  # glosses of a sentence; what is beyond is cut
+MIN_GLOSS_COUNT = 2  # rarer glosses of the training split are <unk>, so that <unk> is trained
+TRAIN_CLIPS = 480  # the subset, drawn by whole videos; 0: all
+VALIDATION_CLIPS = 120
+PROCESSES = 2  # that prepare clips; 0: only the script itself
+# ---- the models
 CANDIDATES = ["gru", "transformer"]  # "bert" is allowed, too
-BERT_NAME = "bert-base-uncased"      # hub id, or a folder with a model and its tokenizer
-EMBED_DIM, HIDDEN_DIM = 256, 512     # of the embeddings and the Transformer; of the GRUs and the feed-forward layers
-DROPOUT, WORD_DROPOUT = 0.1, 0.1     # of the features; of the glosses, which become <unk> (not with BERT)
-# Training
-EPOCHS, PATIENCE = 6, 2              # at most; and without a lower validation MSE, before a run stops
-BATCH_SIZE, SEED = 8, 0              # the clips of a step; of all that is drawn
-LR_GRU, LR_TRANSFORMER, LR_BERT = 1e-3, 5e-4, 2e-5  # BERT's decoder learns at the GRU's rate
-WARMUP, GRAD_CLIP = 0.05, 1.0        # share of the steps in which the rates rise, to fall to 0; gradient norm, 0: any
-DURATION_WEIGHT, SPEED_WEIGHT = 0.1, 0.3  # of the errors of the duration and of the points' speeds beside the MSE
-AVERAGE = 0.999                      # of the moving average of the weights that is evaluated and saved; 0: the weights
+BERT_NAME = "bert-base-uncased"  # hub id, or a folder with a model and its tokenizer
+EMBED_DIM = 256  # of the glosses' embeddings, and the Transformer's width
+HIDDEN_DIM = 512  # of the GRUs, and of the Transformer's feed-forward layers
+DROPOUT = 0.1  # of the features
+WORD_DROPOUT = 0.1  # of the glosses, which become <unk> (not with BERT)
+# ---- the training
+EPOCHS = 6  # at most
+PATIENCE = 2  # epochs without a lower validation MSE before a run stops
+BATCH_SIZE = 8  # clips of a step
+SEED = 0  # of all that is drawn
+LR_GRU = 1e-3  # also of BERT's decoder
+LR_TRANSFORMER = 5e-4
+LR_BERT = 2e-5  # of the pretrained encoder
+WARMUP = 0.05  # share of the steps in which the rates rise; then they fall to 0
+GRAD_CLIP = 1.0  # the longest gradient; 0: any
+DURATION_WEIGHT = 0.1  # of the error of the log duration, beside the MSE
+SPEED_WEIGHT = 0.3  # of the error of the points' speeds, which keeps the hands moving
+AVERAGE = 0.999  # of the moving average of the weights, which is evaluated and saved; 0: no average
+MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
-# Shapes: B clips, S glosses or word pieces, T frames, D = 2 K pose numbers of K keypoints, H hidden size.
-# Masks: True = real. A pose number that is NaN was not seen or is padding, and enters no loss, metric or statistic.
+# It reads in the order in which a clip travels: settings, rows, .pose files, preparing, batches,
+# models, losses and metrics, training.
+#
+# B clips of a batch, S glosses or word pieces, T frames, K keypoints, D = 2 K pose numbers, H
+# hidden size. Masks: True = real. A pose number that is NaN was not seen or is padding: it enters
+# no loss, no metric and no statistic.
 ISIGN = "Exploration-Lab/iSign"
-HAND = "WRIST THUMB_CMC THUMB_MCP THUMB_IP THUMB_TIP".split() + [f"{finger}_{joint}" for finger in (
-    "INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY") for joint in ("MCP", "PIP", "DIP", "TIP")]
-BODY = ("NOSE" + "".join(f" LEFT_{x} RIGHT_{x}" for x in ("EYE", "EAR", "SHOULDER", "ELBOW", "WRIST"))).split()
-FACE = "61 291 17 0 70 105 107 300 334 336 161 158 33 163 153 133 388 385 263 390 380 362 9".split()
-# The 76 keypoints of PoseStitch-SLT (EMNLP 2025), by the names they have in MediaPipe Holistic's .pose files
-PARTS = {"LEFT_HAND_LANDMARKS": HAND, "RIGHT_HAND_LANDMARKS": HAND, "POSE_LANDMARKS": BODY, "FACE_LANDMARKS": FACE}
+
+FINGERS = ["INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY"]
+HAND = ["WRIST", "THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP"]
+HAND += [f"{finger}_{joint}" for finger in FINGERS for joint in ("MCP", "PIP", "DIP", "TIP")]
+BODY = ["NOSE"]
+for joint in ("EYE", "EAR", "SHOULDER", "ELBOW", "WRIST"):
+    BODY += [f"LEFT_{joint}", f"RIGHT_{joint}"]
+FACE_NUMBERS = [61, 291, 17, 0, 70, 105, 107, 300, 334, 336, 161, 158]
+FACE_NUMBERS += [33, 163, 153, 133, 388, 385, 263, 390, 380, 362, 9]
+FACE = [str(number) for number in FACE_NUMBERS]
+# The 76 keypoints of PoseStitch-SLT (EMNLP 2025), by their names in MediaPipe's .pose files
+PARTS = {
+    "LEFT_HAND_LANDMARKS": HAND,
+    "RIGHT_HAND_LANDMARKS": HAND,
+    "POSE_LANDMARKS": BODY,
+    "FACE_LANDMARKS": FACE,
+}
 POINTS = [(part, name) for part, names in PARTS.items() for name in names]
-SHOULDERS, HANDS_AND_WRISTS, PAD, UNK = [47, 48], [*range(42), 51, 52], 0, 1
-FAR, MAX_POSE_BYTES = 10, 2**28  # shoulder widths: a point farther out is an error; 25 minutes of MediaPipe Holistic
-CHUNK = 256                      # clips in a file of the cache: what an interruption can cost
-CLIP = datasets.Features({"gloss": datasets.Value("string"), "problem": datasets.Value("string"),
-                          "seconds": datasets.Value("float32"), "pose": datasets.List(datasets.Value("float32"))})
+SHOULDERS = [POINTS.index(("POSE_LANDMARKS", f"{side}_SHOULDER")) for side in ("LEFT", "RIGHT")]
+WRISTS = [POINTS.index(("POSE_LANDMARKS", f"{side}_WRIST")) for side in ("LEFT", "RIGHT")]
+HANDS_AND_WRISTS = [*range(2 * len(HAND)), *WRISTS]
+
+MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
+MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
+MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
+SHARD = 2000  # clips of one file of the cache: what a killed preparation can lose
+PREPARATION = 1  # the version of the prepared clips: another one prepares all of them anew
+CLIP = datasets.Features(
+    {
+        "key": datasets.Value("string"),  # of the row that it was made of
+        "gloss": datasets.Value("string"),
+        "problem": datasets.Value("string"),  # why the clip cannot be used, or ""
+        "seconds": datasets.Value("float32"),
+        "pose": datasets.List(datasets.Value("float32")),  # (T * D)
+    }
+)
+PAD = 0
+UNK = 1
+PIECES_PER_GLOSS = 4  # word pieces that a pretrained encoder reads of a gloss, on average, at most
+
 
 class BadClip(Exception):
     """A clip that is left out; the message is the reason that it is counted under."""
 
-def read_settings(script):
-    """A script's globals() -> its settings, those above the shared block; SystemExit for one that makes no sense."""
-    settings = {name: script[name] for name in list(script)[:list(script).index("ISIGN")] if name.isupper()}
-    for name in settings.keys() - set("DATASET CONFIG POSES BERT_NAME MIXED_PRECISION CANDIDATES".split()):
-        share, term = (re.search(x, name) for x in ("SHARE|DROPOUT|WARMUP|AVERAGE|LR_", "WEIGHT|GRAD_CLIP"))
-        low = 0 if share or term or re.search("CLIPS|SEED|PROCESSES", name) else 1 + (name == "HIDDEN_DIM")
-        kind, high = (float, 0.99999) if share else (float if term or name == "FPS" else int, 2**31)
-        if type(settings[name]) not in (int, kind) or not low <= settings[name] <= high:
-            raise SystemExit(f"error: {name} = {settings[name]!r} is no {kind.__name__} from {low} to {high}")
-    return argparse.Namespace(**settings)
 
-def split_glosses(text):
-    """A gloss sentence or English text -> its glosses: upper case, without the punctuation of sentences."""
-    words = unicodedata.normalize("NFC", "" if text is None else str(text)).upper().split()
-    marks = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
-    return [word for word in (word.strip(marks) for word in words) if word]
+class FaultyRead(OSError):
+    """What came is not what was asked for: too short, too long."""
 
-def video_of(uid):
-    """The video that a clip was cut from, by the three forms of iSign's uids; any other uid is a video by itself."""
-    return re.sub(r"^(?:([0-9a-f]{12})-\d+|(.{11})(?:--\d+|_(?:w|d|e\d+)))\Z", r"\1\2", uid)
 
-def write_whole(path, data, temporary=".tmp"):
-    """Bytes, or a checkpoint as a dict -> a file, by a temporary one: `path` is the old or the new, and whole."""
-    if isinstance(data, dict):
-        torch.save(data, buffer := io.BytesIO())
-        data = buffer.getbuffer()
+def reason_of(error):
+    """An exception -> the first line of what caused it at the bottom, on which libraries build."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def check_settings():
+    """SystemExit with one line for a setting that is missing, or that no run can have."""
     try:
-        with open(f"{path}{temporary}", "wb") as file:
-            file.write(data)
+        whole_numbers = {  # name: value, lowest, highest
+            "TRAIN_CLIPS": (TRAIN_CLIPS, 0, 10**9),
+            "VALIDATION_CLIPS": (VALIDATION_CLIPS, 0, 10**9),
+            "MAX_FRAMES": (MAX_FRAMES, 1, 10_000),
+            "POSE_DIM": (POSE_DIM, 1, 10_000),
+            "MAX_GLOSS_LEN": (MAX_GLOSS_LEN, 1, 10_000),
+            "MIN_GLOSS_COUNT": (MIN_GLOSS_COUNT, 1, 10**9),
+            "PROCESSES": (PROCESSES, 0, 1000),
+            "EMBED_DIM": (EMBED_DIM, 1, 16_384),
+            "HIDDEN_DIM": (HIDDEN_DIM, 2, 16_384),
+            "EPOCHS": (EPOCHS, 1, 10**6),
+            "PATIENCE": (PATIENCE, 1, 10**6),
+            "BATCH_SIZE": (BATCH_SIZE, 1, 10**6),
+            "SEED": (SEED, 0, 2**31),
+        }
+        numbers = {
+            "VALIDATION_SHARE": (VALIDATION_SHARE, 0, 1),
+            "MAX_BAD_SHARE": (MAX_BAD_SHARE, 0, 1),
+            "FPS": (FPS, 1, 1000),
+            "DROPOUT": (DROPOUT, 0, 0.99),
+            "WORD_DROPOUT": (WORD_DROPOUT, 0, 0.99),
+            "LR_GRU": (LR_GRU, 0, 1),
+            "LR_TRANSFORMER": (LR_TRANSFORMER, 0, 1),
+            "LR_BERT": (LR_BERT, 0, 1),
+            "WARMUP": (WARMUP, 0, 1),
+            "GRAD_CLIP": (GRAD_CLIP, 0, 10**9),
+            "DURATION_WEIGHT": (DURATION_WEIGHT, 0, 10**9),
+            "SPEED_WEIGHT": (SPEED_WEIGHT, 0, 10**9),
+            "AVERAGE": (AVERAGE, 0, 0.99999),
+        }
+        texts = {"DATASET": DATASET, "POSES": POSES, "BERT_NAME": BERT_NAME}
+        texts["CONFIG"] = "default" if CONFIG is None else CONFIG
+        switches = {"MIXED_PRECISION": MIXED_PRECISION}
+    except NameError as error:
+        raise SystemExit(f"error: {error}: it is a setting of this script's top") from None
+    for kind, types, settings in (
+        ("whole number", int, whole_numbers),
+        ("number", (int, float), numbers),
+    ):
+        for name, (value, low, high) in settings.items():
+            right_type = isinstance(value, types) and not isinstance(value, bool)
+            if not right_type or not low <= value <= high:
+                raise SystemExit(f"error: {name} = {value!r} is no {kind} from {low} to {high}")
+    for name, value in texts.items():
+        if not isinstance(value, (str, os.PathLike)) or not str(value):
+            raise SystemExit(f"error: {name} = {value!r} is no text")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise SystemExit(f"error: {name} = {value!r} is neither True nor False")
+
+
+def save(path, contents):
+    """Bytes, or a checkpoint (a dict) -> a file that is the old one or the new one, and whole.
+
+    SystemExit where it cannot be written; what was there before stays.
+    """
+    if isinstance(contents, dict):
+        buffer = io.BytesIO()
+        torch.save(contents, buffer)
+        contents = buffer.getbuffer()
+    temporary = f"{path}.{os.getpid()}.tmp"  # a name that no other run has
+    try:
+        with open(temporary, "wb") as file:
+            file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, path)
+        os.replace(temporary, path)
     except OSError as error:
-        raise SystemExit(f"error: {path} cannot be written ({error.strerror}); what was there before stays")
+        message = f"error: {path} cannot be written ({error.strerror}); what was there before stays"
+        raise SystemExit(message) from None
     finally:
-        pathlib.Path(f"{path}{temporary}").unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
 
-# ---- from rows to prepared clips
-class JoinedParts(fsspec.spec.AbstractBufferedFile):
-    """An archive that was cut into parts by size, as one seekable file that is read by ranges."""
-    def __init__(self, fs, paths):
-        self.parts = [fs.open(path, "rb", cache_type="none") for path in paths]
-        super().__init__(fs, paths[0], block_size=1, cache_type="none", size=sum(part.size for part in self.parts))
-    def _fetch_range(self, start, end):
-        data = b""
-        for part in self.parts:
-            data += part.read(max(0, min(end, part.size) - part.seek(min(max(start, 0), part.size))))
-            start, end = start - part.size, end - part.size  # counted from where the next part begins
-        return data
 
-@functools.cache  # once per process: the directory of iSign's archive has 127,237 entries
-def open_poses(url, token):
-    """Where the poses are (parts of a zip, a zip, or a folder; local or hf://) -> a function: uid -> .pose bytes."""
-    fs, pattern = fsspec.core.url_to_fs(url, **({"token": token} if url.startswith("hf://") else {}))
-    folder = fs.isdir(pattern)
-    paths = sorted(fs.glob(f"{pattern}/*.pose" if folder else pattern))
-    if not paths:
-        raise SystemExit(f"error: no poses at {url}; set POSES to the parts of a zip, a zip, or a folder of .pose")
-    files = {pathlib.Path(path).stem: path for path in paths}
-    if not folder:
-        try:
-            parts = JoinedParts(fs, paths)
-            files = {pathlib.Path(info.filename).stem: info for info in zipfile.ZipFile(parts).infolist()}
-        except (zipfile.BadZipFile, ValueError) as error:
-            raise SystemExit(f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?")
-    def read(uid):
-        if uid not in files:
-            raise BadClip("no .pose file")
-        file = files[uid]
-        if (fs.size(file) if folder else max(file.file_size, file.compress_size)) > MAX_POSE_BYTES:
-            raise BadClip("too large")
-        if folder:
-            return fs.cat_file(file)
-        start, length = file.header_offset, 30 + len(file.orig_filename.encode()) + 256 + file.compress_size
-        data = parts._fetch_range(start, min(start + length, parts.size))  # all that there is of it, by one request
-        begin = 30 + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
-        data = memoryview(data)[begin:begin + file.compress_size]
-        data = zlib.decompressobj(-15).decompress(data, file.file_size) if file.compress_type else bytes(data)
-        if zlib.crc32(data) != file.CRC:
-            raise BadClip("damaged in the archive")
-        return data
-    return read
-
-def read_keypoints(data):
-    """The bytes of a .pose file -> keypoints (frames, K, 2), NaN = not seen, and its frames per second. The origin is
-    the median midpoint of the shoulders, the unit their median distance: one pair for the whole clip."""
+def claim_folder(name):
+    """Keep a second run of this name out of the folder -> the lock, which ends with the process."""
     try:
-        reader = pose_format.utils.reader.BufferReader(data)
-        header = PoseHeader.read(reader)
-        frames = int.from_bytes(data[reader.read_offset + 2:reader.read_offset + 4], "little")  # v0.1's, modulo 2 ** 16
-        body = NumPyPoseBody.read(header, reader)
-        points, confidence, fps = body.data.data[:, 0], body.confidence[:, 0], float(body.fps)
-    except Exception as error:  # whatever the library's parser meets in a file that is none
-        raise BadClip("not a readable .pose file") from error
-    # The library takes the number of a v0.1 file's frames from its length, and so misreads one that was cut.
-    if round(header.version, 3) == 0.1 and len(points) % 2**16 != frames or reader.read_offset != len(data):
-        raise BadClip("cut short")
-    column = {name: i for i, name in enumerate((part.name, name) for part in header.components for name in part.points)}
-    columns = np.array([column.get(point, -1) for point in POINTS])
-    keypoints = points.take(columns, 1)[..., :2]
-    keypoints[~(confidence.take(columns, 1) > 0) | (columns < 0)] = np.nan
-    shoulders = keypoints[np.isfinite(keypoints[:, SHOULDERS]).all((1, 2))][:, SHOULDERS]
-    width = np.median(np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=-1)) if len(shoulders) else 0
-    if width == 0 or not 1 <= fps <= 1000:
-        raise BadClip("no shoulders" if width == 0 else "no frame rate")
-    return (keypoints - np.median(shoulders.mean(1), 0)) / width, fps
+        file = open(f".{name}.lock", "w")  # noqa: SIM115 (it stays open)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(f"error: another run of {name} is at work in this folder") from None
+    return file
 
-def row_keypoints(pose):
-    """A row's `pose` (frames, D), NaN or an exact (0, 0) = not seen -> keypoints (frames, K, 2)."""
-    keypoints = np.asarray([np.asarray(frame) for frame in pose], np.float32).reshape(len(pose), -1, 2)
-    return np.where((keypoints == 0).all(-1, keepdims=True), np.nan, keypoints)
 
-def resample(keypoints, n):
-    """(frames, K, 2) -> (n, K, 2) by linear interpolation; a point is seen where the nearest frame has seen it."""
-    at = np.linspace(0, len(keypoints) - 1, n)
-    low = at.astype(int)
-    part = (at - low).astype(np.float32)[:, None, None]
-    before, after = keypoints[low], keypoints[np.minimum(low + 1, len(keypoints) - 1)]
-    between = before * (1 - part) + after * part
-    return np.where(np.isnan(between), np.where(part < 0.5, before, after), between)
+# ---- rows: glosses, videos, splits
+def split_glosses(text):
+    """A gloss sentence or English text -> its glosses: upper case, without sentence punctuation."""
+    words = unicodedata.normalize("NFC", "" if text is None else str(text)).upper().split()
+    marks = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
+    stripped = [word.strip(marks) for word in words]
+    return [word for word in stripped if word]
 
-def prepare_clip(row, poses, token, fps, max_frames, pose_dim):
-    """A row -> an example of CLIP; one that cannot be used has a problem, and no pose."""
-    clip = {"gloss": row["gloss"], "problem": "", "seconds": 0, "pose": np.empty(0, np.float32)}
-    try:
-        keypoints, source_fps = ((row_keypoints(row["pose"]), fps) if "pose" in row else
-                                 read_keypoints(open_poses(poses, token)(str(row["uid"]))))
-        if len(keypoints) and keypoints.shape[1] * 2 != pose_dim:
-            raise SystemExit(f"error: POSE_DIM is {pose_dim}; the data has {keypoints.shape[1] * 2} numbers a frame")
-        far = ~(np.hypot(keypoints[..., 0], keypoints[..., 1]) <= FAR)  # and what is infinite or unseen
-        if (far & np.isfinite(keypoints).all(-1)).sum() > (~far).sum():
-            raise BadClip(f"most points beyond {FAR} shoulder widths")
-        keypoints[far] = np.nan
-        seconds = len(keypoints) / source_fps
-        pose = resample(keypoints, max(1, min(max_frames, round(seconds * fps)))) if seconds else keypoints
-        if np.isnan(pose).all():
-            raise BadClip("nothing seen")
-        return {**clip, "seconds": seconds, "pose": pose.ravel()}
-    except (BadClip, TypeError, ValueError, zlib.error) as problem:  # a pose that is no table, a damaged archive
-        return {**clip, "problem": str(problem) if isinstance(problem, BadClip) else "not readable"}
 
-def prepare_chunk(job):
-    """(path, rows, how) -> the number of the rows, which are in the Arrow file `path` now, or a line: what is wrong."""
-    (path, rows, how), file = job, io.BytesIO()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on, in a process of its own
-    try:
-        writer = datasets.arrow_writer.ArrowWriter(stream=file, features=CLIP)
-        for row in rows.with_format("numpy") if "pose" in rows.features else rows:
-            writer.write(prepare_clip(row, **how))
-        writer.finalize(close_stream=False)
-        write_whole(path, file.getbuffer(), f".{os.getpid()}")
-        return len(rows)
-    except SystemExit as error:
-        return str(error)
-    except (OSError, huggingface_hub.errors.HTTPError) as error:  # after the hub library's own tries
-        return f"error: the poses cannot be read any more; what was prepared stays: {error!s:.200}".partition("\n")[0]
+def video_of(uid):
+    """A clip's uid -> the video it was cut from; a uid of another form than iSign's is its own."""
+    forms = r"^(?:([0-9a-f]{12})-\d+|(.{11})(?:--\d+|_(?:w|d|e\d+)))\Z"
+    return re.sub(forms, r"\1\2", uid)
 
-def state_of(*patterns):
-    """Patterns of local paths -> a digest of the files' paths, sizes and times; [] where there are none."""
-    files = sorted(path for pattern in patterns for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    state = [(os.path.abspath(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files]
-    return state and hashlib.sha256(repr(state).encode()).hexdigest()[:32]
-
-def prepare(rows, contents, state, processes, how):
-    """Rows (a Dataset of gloss, and pose or uid) -> prepared clips, in chunks that the cache of `datasets` keeps."""
-    folder, chunks, missing = pathlib.Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose"), [], []
-    folder.mkdir(parents=True, exist_ok=True)
-    for start in range(0, max(1, len(rows)), CHUNK):  # so that no rows are a Dataset, too
-        part = range(start, min(start + CHUNK, len(rows)))
-        stamp = repr((POINTS, FAR, state, sorted({**how, "token": 0}.items()), contents[part.start:part.stop]))
-        chunks.append(folder / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.arrow")
-        if not chunks[-1].exists():
-            missing.append((chunks[-1], rows.select(part), how))
-    with tqdm(total=sum(len(job[1]) for job in missing), desc="preparing", unit=" clips", disable=None) as bar:
-        workers = min(processes, len(missing)) * (processes > 1)  # spawned: a fork takes over threads and connections
-        for done in DataLoader(missing, None, num_workers=workers, collate_fn=prepare_chunk,
-                               multiprocessing_context="spawn" if workers else None):
-            if isinstance(done, str):
-                raise SystemExit(done)
-            bar.update(done)
-    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in chunks])
 
 def split_by_video(videos, share):
-    """Videos of the clips -> the set of those that validate, by the hash of their id; at least one on either side."""
+    """Videos of the clips -> those that validate, by their hash; there is one on each side."""
     shares = {video: random.Random(video).random() for video in videos}
     order = sorted(shares, key=shares.get)
     if len(order) < 2:
-        raise SystemExit("error: the clips are of a single video, so that there is nothing to validate on")
-    return set(order[:min(max(1, sum(x < share for x in shares.values())), len(order) - 1)])
+        raise SystemExit("error: the clips are of a single video: there is nothing to validate on")
+    wanted = sum(value < share for value in shares.values())
+    return set(order[: min(max(1, wanted), len(order) - 1)])
+
 
 def draw_subset(videos, clips):
-    """Videos of the clips -> the set of those that hold at least `clips` clips (0: all), the same ones every time."""
+    """Videos of the clips -> some that hold `clips` clips or more (0: all), always the same."""
     sizes = collections.Counter(videos)
-    order = sorted(sizes, key=lambda video: random.Random(f"subset {video}").random())
-    return set(order[:np.cumsum([0, *(sizes[video] for video in order)]).searchsorted(clips or len(videos))])
+    drawn, held = set(), 0
+    for video in sorted(sizes, key=lambda video: random.Random(f"subset {video}").random()):
+        if clips and held >= clips:
+            break
+        drawn.add(video)
+        held += sizes[video]
+    return drawn
 
-def load_rows(dataset, config, token, state):
-    """The data set -> a Dataset with the columns gloss, and pose or uid; and each row's split, or None."""
-    cache = f"{datasets.config.HF_DATASETS_CACHE}/local_{state}" if state else None  # the library's forgets the path
-    found = {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)} if dataset == "sample" else None
-    for offline in (True, datasets.config.HF_HUB_OFFLINE):  # what lies in the cache is not asked for again
-        datasets.config.HF_HUB_OFFLINE = offline
-        try:
-            found = found or datasets.load_dataset(dataset, config, token=token, cache_dir=cache)
-        except Exception as error:  # of the library, which has many kinds
-            problem = str(error).strip()
-    if found is None:
-        raise SystemExit(f"error: cannot load DATASET {dataset!r}, CONFIG {config!r}: {problem.splitlines()[0]}. Check "
-                         "the name, the network, HF_TOKEN, and that its owner accepted the data set's terms")
-    own = next((split for split in ("validation", "valid", "val", "dev") if split in found), None)
-    parts = [found[split] for split in ("train", own) if split in found]
-    has = set.intersection(*({name for name, kind in part.features.items() if name == "pose" or isinstance(
-        kind, datasets.Value)} for part in parts)) if "train" in found else set()
-    text, pose = ("gloss" if "gloss" in has else "text"), ("pose" if "pose" in has else "uid")
-    if not {text, pose} <= has:
-        raise SystemExit(f"error: DATASET {dataset!r} needs a split train with gloss or text, and pose or uid; it has "
-                         f"{', '.join(found)} with {', '.join(sorted(has))}")
-    parts = [part.select_columns(sorted({text, pose, "uid"} & has)) for part in parts]
-    rows = datasets.concatenate_datasets(parts).rename_columns({text: "gloss"} if text == "text" else {})
-    return rows, ["train"] * len(parts[0]) + ["validation"] * len(parts[-1]) if own else None
 
-def load_clips(settings):
-    """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name. Prints what there is."""
-    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token()  # which does not read this variable
-    dataset, poses = str(settings.DATASET), str(settings.POSES)
+def locate_data():
+    """-> where the rows are (or "sample"), the pattern of where the poses are, the access token."""
+    # the hub's library does not read the variable that people are told to set
+    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token()
+    dataset = str(DATASET)
     if dataset == ISIGN and token is None:
-        print("!" * 100, f"!!  NO ACCESS TOKEN: {ISIGN} is gated, so what follows is NOT iSign, but an embedded,",
-              "!!  synthetic SAMPLE. For iSign accept its terms, set HF_TOKEN (see the README).", "!" * 100, sep="\n")
+        print("!" * 80)
+        print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated, so what follows is NOT iSign,")
+        print("!!  but an embedded, synthetic SAMPLE. For iSign accept its terms, and set")
+        print("!!  HF_TOKEN (see the README).")
+        print("!" * 80)
         dataset = "sample"
-    poses = poses if glob.glob(poses) else os.path.join(dataset, poses)
-    poses = os.path.abspath(poses) if glob.glob(poses) or os.path.isdir(dataset) else f"hf://datasets/{poses}"
-    how = dict(poses=poses, token=token, fps=settings.FPS, max_frames=settings.MAX_FRAMES, pose_dim=settings.POSE_DIM)
-    state = state_of(os.path.join(glob.escape(dataset), "**"))
-    rows, splits = load_rows(dataset, settings.CONFIG, token, state)
-    state = (state or rows._fingerprint) if "pose" in rows.features else state_of(poses, os.path.join(poses, "*.pose"))
-    left_out, usable, clips, drawn = collections.Counter(), {}, {}, {}
-    has_uid, origin, glosses = "uid" in rows.features, "the data's own splits", rows["gloss"][:]
-    uids = [i if uid is None else uid for i, uid in enumerate(rows["uid"][:] if has_uid else [None] * len(rows))]
-    videos = [video_of(str(uid)) for uid in uids]
+    if os.path.isdir(dataset) and os.path.realpath(dataset) == os.path.realpath(os.sep):
+        raise SystemExit(f"error: DATASET {dataset!r} is the whole disk: name a folder of data")
+    pattern = str(POSES)
+    if os.path.exists(pattern):
+        return dataset, glob.escape(pattern), token
+    if not glob.glob(pattern) and not os.path.isabs(pattern):
+        if os.path.isdir(dataset):
+            pattern = os.path.join(glob.escape(dataset), pattern)
+        else:
+            pattern = f"hf://datasets/{dataset}/{pattern}"
+    return dataset, pattern, token
+
+
+def cache_key(*values):
+    return hashlib.sha256(repr(values).encode("utf8", "surrogatepass")).hexdigest()[:32]
+
+
+def state_of(paths):
+    """Local files -> a key that changes where one of them is replaced, added or removed."""
+    files = []
+    for path in sorted(paths):
+        stat = os.stat(path)
+        files.append((os.path.abspath(path), stat.st_size, stat.st_mtime_ns))
+    return cache_key(files)
+
+
+def load_tables(dataset, token):
+    """The data set's tables {split: Dataset}, and a key of their state, None: the hub knows it."""
+    if dataset == "sample":
+        return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, "sample"
+    state, options = None, {"token": token}
+    advice = ". Check the name, the network, HF_TOKEN, and that you accepted the data set's terms"
+    try:
+        if os.path.isdir(dataset):  # the library's own cache knows a folder by its name alone
+            builder = datasets.load_dataset_builder(dataset, CONFIG)
+            splits = (builder.config.data_files or {}).values()
+            state = state_of([path for paths in splits for path in paths])
+            options["cache_dir"] = f"{datasets.config.HF_DATASETS_CACHE}/local_{state}"
+        try:  # of a CSV: 001 and 1e5 are uids, and no numbers
+            as_text = {"converters": {"uid": str}}
+            return datasets.load_dataset(dataset, CONFIG, **options, **as_text), state
+        except ValueError:  # it is no CSV
+            return datasets.load_dataset(dataset, CONFIG, **options), state
+    except Exception as error:  # of the library, which has many kinds
+        message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
+        if not os.path.exists(dataset):
+            message = message.rstrip(".") + advice
+        raise SystemExit(message) from None
+
+
+def is_plain(table, column):
+    """Whether the table has this column, of texts or numbers."""
+    return isinstance(table.features.get(column), datasets.Value)
+
+
+def load_rows(dataset, token):
+    """-> rows, a Dataset of key, uid, gloss (and pose); each one's split or None; their state."""
+    tables, state = load_tables(dataset, token)
+    held_out = next(
+        (name for name in ("validation", "valid", "val", "dev") if name in tables), None
+    )
+    parts = [tables[name] for name in ("train", held_out) if name in tables]
+    has_pose = all("pose" in part.column_names for part in parts)
+    text = "gloss" if all("gloss" in part.column_names for part in parts) else "text"
+    if "train" not in tables or not all(
+        is_plain(part, text) and (has_pose or is_plain(part, "uid")) for part in parts
+    ):
+        found = [f"{name} with {', '.join(tables[name].column_names) or 'none'}" for name in tables]
+        raise SystemExit(
+            f"error: DATASET {dataset!r} needs a split train with the columns gloss or text, and "
+            f"pose or uid; it has {'; '.join(found) or 'no split'}"
+        )
+    uids, glosses, splits = [], [], []
+    for split, part in zip(("train", "validation"), parts, strict=False):
+        uids += part["uid"][:] if is_plain(part, "uid") else [None] * len(part)
+        glosses += part[text][:]
+        splits += [split] * len(part)
+    # a row without a uid is known by its place, and by a name that no uid has
+    uids = [f"row {i}" if uid in (None, "") else str(uid) for i, uid in enumerate(uids)]
+    glosses = [None if gloss is None else str(gloss) for gloss in glosses]
+    keys = []
+    for i, (uid, gloss) in enumerate(zip(uids, glosses, strict=True)):
+        keys.append(cache_key(uid, gloss, i if has_pose else None))
+    columns = {"key": keys, "uid": uids, "gloss": glosses}
+    kinds = datasets.Features({name: datasets.Value("string") for name in columns})
+    rows = datasets.Dataset.from_dict(columns, kinds)
+    if has_pose:
+        poses = datasets.concatenate_datasets([part.select_columns(["pose"]) for part in parts])
+        state = state or poses._fingerprint
+        rows = datasets.concatenate_datasets([rows, poses], axis=1)
+    return rows, splits if held_out else None, state
+
+
+def choose_rows(rows, splits):
+    """Which rows are used -> {split: their numbers}, a Counter of what was left out, and a report.
+
+    Without splits of the data's own the rows are split by video. TRAIN_CLIPS and VALIDATION_CLIPS
+    draw whole videos.
+    """
+    uids, glosses = rows["uid"][:], rows["gloss"][:]
+    videos = [video_of(uid) for uid in uids]
+    named = not all(uid.startswith("row ") for uid in uids)
+    origin = "the data's own splits"
     if splits is None:
-        origin, held = f"split by {'video' if has_uid else 'row'}", split_by_video(videos, settings.VALIDATION_SHARE)
-        splits = ["validation" if video in held else "train" for video in videos]
-    for i, (clip, gloss) in enumerate(zip(zip(uids, splits), glosses)):
+        held_out = split_by_video(videos, VALIDATION_SHARE)
+        splits = ["validation" if video in held_out else "train" for video in videos]
+        origin = "split by video" if named else "split by row"
+    left_out, seen = collections.Counter(), set()
+    usable = {"train": [], "validation": []}
+    for i, gloss in enumerate(glosses):
         if not split_glosses(gloss) or gloss == "nan ":
             left_out["no text"] += 1
-        elif usable.setdefault(clip, i) != i:
+        elif (splits[i], uids[i]) in seen:
             left_out["uid twice"] += 1
-    for split, limit in [("train", settings.TRAIN_CLIPS), ("validation", settings.VALIDATION_CLIPS)]:
-        drawn[split] = draw_subset([videos[i] for i in usable.values() if splits[i] == split], limit)
-    chosen = [i for i in usable.values() if videos[i] in drawn[splits[i]]]  # of both: the cache knows no split
-    prepared = prepare(rows.select(chosen), [(uids[i], glosses[i]) for i in chosen], state, settings.PROCESSES, how)
-    problems = prepared["problem"][:]
-    for split in drawn:
-        numbers = [n for n, i in enumerate(chosen) if splits[i] == split]
-        clips[split] = prepared.select([n for n in numbers if not problems[n]])
-        bad = collections.Counter(problems[n] for n in numbers if problems[n])
-        left_out += bad
-        if not len(clips[split]) or bad.total() > settings.MAX_BAD_SHARE * len(numbers):
-            raise SystemExit(f"error: too few of {len(numbers)} {split} clips can be used (MAX_BAD_SHARE): {dict(bad)}")
-    both = f"{len(drawn['train'] & drawn['validation'])} videos in both" if has_uid else "no uid names the videos"
-    seconds = np.concatenate([part["seconds"][:] for part in clips.values()])
-    cut = sum(len(split_glosses(text)) > settings.MAX_GLOSS_LEN for part in clips.values() for text in part["gloss"][:])
-    name = "sample data" if dataset == "sample" else dataset
-    print(f"data               {name}\n"
-          f"  clips            {len(clips['train'])} train, {len(clips['validation'])} validation ({origin}; {both})\n"
-          f"  left out         {', '.join(f'{n} {reason}' for reason, n in left_out.most_common()) or 'none'}\n"
-          f"  glosses cut      in {cut} sentences of more than {settings.MAX_GLOSS_LEN}\n  clips resampled  "
-          f"{sum(np.round(seconds * settings.FPS) > settings.MAX_FRAMES)} of more than {settings.MAX_FRAMES} frames")
-    return clips, name
+        else:
+            seen.add((splits[i], uids[i]))
+            usable[splits[i]].append(i)
+    chosen, drawn = {}, {}
+    for split, limit in (("train", TRAIN_CLIPS), ("validation", VALIDATION_CLIPS)):
+        if not usable[split]:
+            raise SystemExit(f"error: no row of the {split} split has a text ({counted(left_out)})")
+        drawn[split] = draw_subset([videos[i] for i in usable[split]], limit)
+        chosen[split] = [i for i in usable[split] if videos[i] in drawn[split]]
+    both = f"{len(drawn['train'] & drawn['validation'])} videos in both"
+    return chosen, left_out, f"{origin}; {both if named else 'no uid names the videos'}"
+
+
+def sample_signs(rng, n):
+    """-> (n, 3 moments, 2 arms, 8): the wrist's x and y, the hand's turn, the fingers' reach."""
+    lowest = [-0.1, -0.5, -2.2] + [0.2] * 5
+    highest = [0.7, 0.9, -0.6] + [1] * 5
+    signs = rng.uniform(lowest, highest, (n, 3, 2, 8))
+    signs[::3, :, 0] = signs[::3, :, 1]  # one in three is signed with both hands
+    signs[1::3, :, 0] = ARM_AT_REST
+    signs[2::3, :, 0] = ARM_AT_REST
+    return signs
+
 
 def sample_rows(n, seed):
-    """A synthetic Dataset of n rows, the same in every run: sentences of 1 to 4 glosses that flow into each other."""
-    words = "HELLO I YOU WANT GO SCHOOL HOUSE WATER EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK".split()
-    head = """-.75j .1-.86j -.1-.86j .21-.8j -.21-.8j -.1-.55j .1-.55j -.5j -.58j -.18-.94j -.12-.97j -.05-.94j .18-.94j
-        .12-.97j .05-.94j -.14-.86j -.1-.88j -.17-.85j -.14-.83j -.1-.83j -.06-.85j .14-.86j .1-.88j .17-.85j .14-.83j
-        .1-.83j .06-.85j -.92j"""
-    head, fan = np.array(head.split(), complex), np.exp(0.25j * np.arange(-2, 3))[:, None] * np.linspace(0.1, 0.34, 4)
-    rest, rng, rows = np.array([0.45, 1.3, 1.4, 0.8, 0.9, 1, 0.9, 0.8]), np.random.default_rng(0), []
-    # Three moments of each sign, for the left and the right arm: the wrist, the hand's turn, how far its fingers reach
-    signs = rng.uniform([-0.1, -0.5, -2.2] + [0.2] * 5, [0.7, 0.9, -0.6] + [1] * 5, (len(words), 3, 2, 8))
-    signs[::3, :, 0], signs[1::3, :, 0], signs[2::3, :, 0] = signs[::3, :, 1], rest, rest  # one in three is two-handed
-    rng, still = np.random.default_rng([seed, 1000]), [[rest, rest]]
+    """A synthetic Dataset of n rows of gloss and pose, the same in every run.
+
+    Sentences of 1 to 4 glosses flow into each other, at a speed of their own. Points are complex
+    numbers here: x grows to the signer's left, y downwards, the shoulders are at -0.5 and 0.5.
+    """
+    words = SAMPLE_WORDS.split()
+    head = np.array(SAMPLE_HEAD.split(), complex)
+    fan = np.exp(0.25j * np.arange(-2, 3))[:, None] * np.linspace(0.1, 0.34, 4)  # a hand's fingers
+    signs = sample_signs(np.random.default_rng(0), len(words))
+    rest = [[ARM_AT_REST, ARM_AT_REST]]
+    rng = np.random.default_rng([seed, 1000])
+    rows = []
     for _ in range(n):
         said = rng.integers(0, len(words), rng.integers(1, 5))
-        moments = np.concatenate([still, *(signs[said] + rng.normal(0, 0.03, (len(said), 3, 2, 8))), still])
+        shaken = signs[said] + rng.normal(0, 0.03, (len(said), 3, 2, 8))
+        moments = np.concatenate([rest, *shaken, rest])
         times = np.cumsum([0, *[0.25, 0.35, 0.35] * len(said), 0.3]) / rng.uniform(0.8, 1.25)
         at = np.arange(0, times[-1], 1 / 25)
         before = np.searchsorted(times, at, side="right") - 1
-        part = (0.5 - 0.5 * np.cos(np.pi * (at - times[before]) / np.diff(times)[before]))[:, None, None]
-        arms = moments[before] * (1 - part) + moments[before + 1] * part  # (frames, 2 arms, 8)
-        wrist = arms[..., :1] + 1j * arms[..., 1:2]  # x grows outwards, y downwards; the shoulder is at 0.5
-        fingers = wrist[..., None] + fan * (np.exp(1j * arms[..., 2:3]) * arms[..., 3:])[..., None]
-        sides = np.concatenate([0.5 + 0 * wrist, 0.62 + 0.55j + wrist / 5, wrist, fingers.reshape(-1, 2, 20)], 2)
-        sides[:, 1] = -sides[:, 1].conj()
-        body, face = sides[:, :, :3].swapaxes(1, 2).reshape(-1, 6), np.tile(head, (len(at), 1))
-        pose = np.concatenate([sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]], 1).view(float)
-        pose[(lost := rng.integers(0, 4 * len(at))):lost + 8, 42:84] = np.nan  # in every fourth clip: out of sight
-        rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose + rng.normal(0, 0.004, pose.shape)})
+        part = 0.5 - 0.5 * np.cos(np.pi * (at - times[before]) / np.diff(times)[before])
+        part = part[:, None, None]
+        arms = moments[before] * (1 - part) + moments[before + 1] * part  # (frames, 2, 8)
+        wrist = arms[..., :1] + 1j * arms[..., 1:2]
+        turn, reach = np.exp(1j * arms[..., 2:3]), arms[..., 3:]
+        fingers = wrist[..., None] + fan * (turn * reach)[..., None]
+        shoulder, elbow = 0.5 + 0 * wrist, 0.62 + 0.55j + wrist / 5
+        sides = np.concatenate([shoulder, elbow, wrist, fingers.reshape(-1, 2, 20)], 2)
+        sides[:, 1] = -sides[:, 1].conj()  # the right arm is the left one's mirror image
+        body = sides[:, :, :3].swapaxes(1, 2).reshape(-1, 6)
+        face = np.tile(head, (len(at), 1))
+        parts = [sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]]
+        pose = np.concatenate(parts, 1).view(float)
+        lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight
+        pose[lost : lost + 8, 42:84] = np.nan
+        pose += rng.normal(0, 0.004, pose.shape)
+        rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose})
     return datasets.Dataset.from_list(rows)
 
-# ---- from clips to batches
-class Tokens:
-    """Gloss sentences -> tokens: numbers of the training split's glosses (`vocabulary`, which begins with <pad> and
-    <unk>), or the word pieces of a pretrained encoder (`tokenizer`, its JSON); B sentences -> (B, S), mask (B, S)."""
-    def __init__(self, vocabulary, tokenizer, max_gloss_len):
-        self.number = {gloss: i for i, gloss in enumerate(vocabulary)}
-        self.max_gloss_len, self.pieces = max_gloss_len, None
-        if tokenizer:
-            with tempfile.NamedTemporaryFile("w", encoding="utf8") as file:
-                print(tokenizer, file=file, flush=True)
-                self.pieces = transformers.PreTrainedTokenizerFast(tokenizer_file=file.name)
-    def __call__(self, sentences):
-        rows = [split_glosses(sentence)[:self.max_gloss_len] for sentence in sentences]
-        if self.pieces:  # lower case, as pretrained encoders know their words
-            rows = self.pieces([" ".join(words).lower() for words in rows], truncation=True,
-                               max_length=4 * self.max_gloss_len)["input_ids"]
-        else:
-            rows = [[self.number.get(gloss, UNK) for gloss in words] for words in rows]
-        tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
-        return tokens, torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
 
-def collate(clips, tokens, pose_dim):
-    """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
-    poses = [torch.tensor(clip["pose"]).view(-1, pose_dim) for clip in clips]
-    token_ids, token_mask = tokens([clip["gloss"] for clip in clips])
-    return {"tokens": token_ids, "token_mask": token_mask, "n_frames": torch.tensor([len(pose) for pose in poses]),
-            "seconds": torch.tensor([float(clip["seconds"]) for clip in clips]),
-            "pose": nn.utils.rnn.pad_sequence(poses, batch_first=True, padding_value=math.nan)}  # (B, T, D)
+SAMPLE_WORDS = """HELLO I YOU WANT GO SCHOOL HOUSE WATER
+    EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK"""
+ARM_AT_REST = np.array([0.45, 1.3, 1.4, 0.8, 0.9, 1, 0.9, 0.8])
+SAMPLE_HEAD = """-.75j .1-.86j -.1-.86j .21-.8j -.21-.8j -.1-.55j .1-.55j -.5j -.58j -.18-.94j
+    -.12-.97j -.05-.94j .18-.94j .12-.97j .05-.94j -.14-.86j -.1-.88j -.17-.85j -.14-.83j -.1-.83j
+    -.06-.85j .14-.86j .1-.88j .17-.85j .14-.83j .1-.83j .06-.85j -.92j"""
 
-def make_loaders(clips, tokens, settings, workers=0, rank=0, world=1):
-    """{split: clips} -> {split: loader of this process's share}; the order depends on the seed and the epoch alone."""
-    make = functools.partial(collate, tokens=tokens, pose_dim=settings.POSE_DIM)
-    return {split: DataLoader(
-        part.with_format("numpy"), settings.BATCH_SIZE // world, num_workers=workers, persistent_workers=workers > 0,
-        sampler=DistributedSampler(part, world, rank, split == "train", settings.SEED), collate_fn=make,
-        pin_memory=torch.cuda.is_available(), generator=torch.Generator()) for split, part in clips.items()}
 
-def batches(loader, device):
-    """The loader's batches on the device, but for n_frames: so the host knows the longest clip without waiting."""
-    sampler = loader.sampler
-    for i, batch in enumerate(loader, 1):
-        if i == len(loader) and sampler.num_replicas * (len(sampler) - 1) + sampler.rank >= len(loader.dataset):
-            batch["pose"][-1] = batch["seconds"][-1] = math.nan  # repeated, so that all processes have as many: unseen
-        yield {name: x if name == "n_frames" else x.to(device, non_blocking=True) for name, x in batch.items()}
+# ---- .pose files: where they are, and what is in them
+class JoinedParts(fsspec.spec.AbstractBufferedFile):
+    """An archive that was cut into parts by size, as one seekable file that is read by ranges."""
 
-def training_statistics(clips, settings):
+    def __init__(self, fs, paths):
+        self.paths = paths
+        sizes = [fs.size(path) for path in paths]
+        self.starts = [0, *itertools.accumulate(sizes)]  # of each part, and the end of the last
+        # the zip's directory stands at the end, and is found by a few small reads
+        super().__init__(fs, paths[0], cache_type="readahead", block_size=2**16, size=sum(sizes))
+
+    def _fetch_range(self, start, end):
+        data = b""
+        for path, first, last in zip(self.paths, self.starts, self.starts[1:], strict=False):
+            low, high = max(start, first), min(end, last)
+            if low < high:
+                data += read_range(self.fs, path, low - first, high - first)
+        return data
+
+    def read_ahead(self, size):
+        """Forget what was read, and read at least `size` bytes by the next request."""
+        self.cache = fsspec.caching.ReadAheadCache(size, self._fetch_range, self.size)
+
+
+def read_range(fs, path, start, end):
+    """A file's bytes from start to end, opened anew: nothing is shared with forked processes."""
+    data = fs.cat_file(path, start=start, end=end, cache_type="none")
+    if len(data) != end - start:
+        raise FaultyRead(f"{len(data)} bytes of {path} came instead of {end - start}")
+    return data
+
+
+def is_local(fs):
+    return "file" in fs.protocol
+
+
+def read_again(fs, read):
+    """read() -> its bytes. What is damaged on the disk is a bad clip. What is damaged on its way
+    from the hub says nothing about the clip: it is asked for again, and in the end an OSError."""
+    for pause in (0, 1, 3, 9):
+        time.sleep(pause)
+        try:
+            return read()
+        except (FaultyRead, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+            if is_local(fs):
+                raise BadClip("damaged in the archive") from error
+            problem = error
+        except RuntimeError as error:  # of the zip library
+            raise BadClip("encrypted or compressed in an unknown way") from error
+    raise OSError(f"what the hub sends cannot be right: {reason_of(problem)}")
+
+
+class PoseArchive:
+    """A zip of .pose files, whole or in parts. read(uid) -> the bytes of one, by one request."""
+
+    def __init__(self, fs, paths):
+        self.parts = JoinedParts(fs, paths)
+        self.parts.seek(max(0, self.parts.size - 1))
+        self.parts.read()  # since zipfile takes an error of the hub for a file that is no zip
+        try:
+            self.zip = zipfile.ZipFile(self.parts)
+        except zipfile.BadZipFile as error:
+            raise SystemExit(
+                f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?"
+            ) from None
+        members = [info for info in self.zip.infolist() if info.filename.endswith(".pose")]
+        self.check_parts(members)
+        self.members = {Path(info.filename).stem: info for info in members}
+
+    def is_member(self, offset):
+        """Whether a member of the zip begins there."""
+        if offset < 0:
+            return False
+        self.parts.read_ahead(0)
+        self.parts.seek(offset)
+        return self.parts.read(4) == b"PK\x03\x04"
+
+    def check_parts(self, members):
+        """SystemExit where a part is missing, foreign or in another's place: where the directory
+        has the first member of a part, there must be one."""
+        offsets = sorted(info.header_offset for info in members)
+        # zipfile moves all of them where the file is longer or shorter than the directory says
+        moved = 0 if not offsets or self.is_member(offsets[0]) else offsets[0]
+        bounds = zip(self.parts.paths, self.parts.starts, self.parts.starts[1:], strict=False)
+        for path, start, end in bounds:
+            within = (offset - moved for offset in offsets if start <= offset - moved < end)
+            first = next(within, None)
+            if first is not None and not self.is_member(first):
+                raise SystemExit(
+                    f"error: {path} does not go on where the part before it ends: is one of "
+                    f"{', '.join(self.parts.paths)} missing, foreign or in another's place?"
+                )
+
+    def read(self, uid):
+        if uid not in self.members:
+            raise BadClip("no .pose file")
+        info = self.members[uid]
+        if max(info.file_size, info.compress_size) > MAX_POSE_BYTES:
+            raise BadClip("too large")
+
+        def read():
+            # zipfile reads the local header and then the data: all of it by one request
+            self.parts.read_ahead(info.compress_size + 512)
+            return self.zip.read(info)
+
+        return read_again(self.parts.fs, read)
+
+
+class PoseFolder:
+    """A folder of .pose files. read(uid) -> the bytes of one."""
+
+    def __init__(self, fs, paths):
+        self.fs = fs
+        self.paths = {Path(path).stem: path for path in paths}
+
+    def read(self, uid):
+        if uid not in self.paths:
+            raise BadClip("no .pose file")
+        size = self.fs.size(self.paths[uid])
+        if size > MAX_POSE_BYTES:
+            raise BadClip("too large")
+        return read_again(self.fs, lambda: read_range(self.fs, self.paths[uid], 0, size))
+
+
+def list_poses(pattern, token):
+    """A pattern, local or hf:// -> the file system, its paths, and whether they are .pose files."""
+    if not pattern.startswith("hf://"):
+        fs = fsspec.filesystem("file")
+        paths = sorted(glob.glob(pattern))
+        if len(paths) == 1 and os.path.isdir(paths[0]):
+            return fs, sorted(glob.glob(f"{glob.escape(paths[0])}/*.pose")), True
+        return fs, paths, False
+    fs = huggingface_hub.HfFileSystem(token=token)
+    folder = fs.isdir(pattern)
+    return fs, sorted(fs.glob(f"{pattern}/*.pose" if folder else pattern)), folder
+
+
+@functools.cache  # once per process: the directory of iSign's archive has 127,237 entries
+def open_poses(pattern, token):
+    """Parts of a zip, a zip, or a folder -> a PoseArchive or a PoseFolder; SystemExit for none."""
+    try:
+        fs, paths, folder = list_poses(pattern, token)
+        if not paths:
+            raise SystemExit(
+                f"error: no poses at {pattern}; set POSES to the parts of a zip, a zip, or a "
+                "folder of .pose files"
+            )
+        return PoseFolder(fs, paths) if folder else PoseArchive(fs, paths)
+    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
+        message = f"error: the poses at {pattern} cannot be read: {reason_of(error)}"
+        raise SystemExit(message) from None
+
+
+def read_keypoints(data):
+    """The bytes of a .pose file -> keypoints (T, K, 2), NaN = not seen, and its frames per second.
+
+    The origin is the median midpoint of the shoulders, the unit their median distance: one pair for
+    the whole clip. BadClip where the file has none, or cannot be parsed.
+    """
+    try:
+        pose = pose_format.Pose.read(data)
+        points = pose.body.data.data[:, 0]
+        confidence = np.asarray(pose.body.confidence)[:, 0]
+        fps = float(pose.body.fps)
+        names = [(part.name, name) for part in pose.header.components for name in part.points]
+    except Exception as error:  # whatever the library's parser meets in a file that is none
+        raise BadClip("not a readable .pose file") from error
+    # A file of version 0.1 has as many frames as fit into its length. Where it was cut, coordinates
+    # are therefore read as confidences.
+    if not (confidence <= MAX_CONFIDENCE).all():
+        raise BadClip("cut short")
+    column = {name: i for i, name in enumerate(names)}
+    keypoints = np.full((len(points), len(POINTS), 2), np.nan, np.float32)
+    for i, point in enumerate(POINTS):
+        if point in column:  # a reduced skeleton lacks some
+            keypoints[:, i] = points[:, column[point], :2]
+            keypoints[~(confidence[:, column[point]] > 0), i] = np.nan
+    shoulders = keypoints[:, SHOULDERS]
+    shoulders = shoulders[np.isfinite(shoulders).all((1, 2))]
+    if len(shoulders) == 0:
+        raise BadClip("no shoulders")
+    width = np.median(np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=-1))
+    if width == 0:
+        raise BadClip("no shoulders")
+    if not 1 <= fps <= 1000:
+        raise BadClip("no frame rate")
+    return (keypoints - np.median(shoulders.mean(1), 0)) / width, fps
+
+
+def row_keypoints(pose):
+    """A row's `pose` (T, D), NaN or an exact (0, 0) = not seen -> keypoints (T, K, 2)."""
+    try:
+        frames = np.asarray([np.asarray(frame) for frame in pose], np.float32)
+        numbers = frames.shape[1] if len(frames) else POSE_DIM
+        if numbers != POSE_DIM:
+            raise BadClip(f"{numbers} numbers a frame, POSE_DIM is {POSE_DIM}")
+        keypoints = frames.reshape(len(frames), -1, 2)
+    except (TypeError, ValueError, IndexError) as error:
+        raise BadClip("no table of frames") from error
+    return np.where((keypoints == 0).all(-1, keepdims=True), np.nan, keypoints)
+
+
+# ---- preparing: a row becomes a clip of at most MAX_FRAMES frames, which the cache keeps
+def resample(keypoints, n):
+    """(T, K, 2) -> (n, K, 2), linearly; a point is seen where the nearest frame has seen it."""
+    at = np.linspace(0, len(keypoints) - 1, n)
+    low = at.astype(int)
+    high = np.minimum(low + 1, len(keypoints) - 1)
+    part = (at - low).astype(np.float32)[:, None, None]
+    between = keypoints[low] * (1 - part) + keypoints[high] * part
+    nearest = np.where(part < 0.5, keypoints[low], keypoints[high])
+    return np.where(np.isnan(between), nearest, between)
+
+
+def prepare_pose(row, pattern, token):
+    """A row -> its pose (T, K, 2) of at most MAX_FRAMES frames, and its seconds; or BadClip."""
+    if "pose" in row:
+        keypoints, fps = row_keypoints(row["pose"]), FPS
+    else:
+        keypoints, fps = read_keypoints(open_poses(pattern, token).read(row["uid"]))
+    seen = np.isfinite(keypoints).all(-1)
+    near = np.hypot(keypoints[..., 0], keypoints[..., 1]) <= MAX_DISTANCE
+    if (seen & ~near).sum() > near.sum():
+        raise BadClip(f"most points beyond {MAX_DISTANCE} shoulder widths")
+    keypoints[~near] = np.nan
+    seconds = len(keypoints) / fps
+    frames = max(1, min(MAX_FRAMES, round(seconds * FPS)))
+    pose = resample(keypoints, frames) if len(keypoints) else keypoints
+    if np.isnan(pose).all():
+        raise BadClip("nothing seen")
+    return pose, seconds
+
+
+def prepare_clip(row, pattern, token):
+    """A row -> an example of CLIP; one that cannot be used has a problem, and no pose."""
+    clip = {"key": row["key"], "gloss": row["gloss"], "problem": "", "seconds": 0.0}
+    try:
+        pose, seconds = prepare_pose(row, pattern, token)
+        return {**clip, "seconds": seconds, "pose": pose.astype(np.float32).ravel()}
+    except BadClip as problem:
+        return {**clip, "problem": str(problem), "pose": np.empty(0, np.float32)}
+    except (OSError, huggingface_hub.errors.HTTPError) as error:
+        # after the hub library's own tries; and as an exception that a process can hand on
+        raise ConnectionError(reason_of(error)) from None
+
+
+def cached_clips(folder):
+    """The prepared clips in the cache -> a Dataset of CLIP, and where in it each row's key is."""
+    files = [datasets.Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))]
+    if not files:
+        return None, {}
+    clips = datasets.concatenate_datasets(files)
+    return clips, {key: i for i, key in enumerate(clips["key"][:])}
+
+
+def prepare(rows, state, pattern, token):
+    """Rows -> prepared clips, a Dataset of CLIP in their order; the cache's are not read again.
+
+    The cache keeps files of at most SHARD clips, in a folder for each state of the data and of the
+    settings that shape a clip. A row is known by its key, so that other subsets, other splits and
+    added rows cost only what is new. SystemExit where the poses cannot be read any more.
+    """
+    what = cache_key(PREPARATION, POINTS, pattern, state, FPS, MAX_FRAMES, POSE_DIM)
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose", what)
+    folder.mkdir(parents=True, exist_ok=True)
+    clips, place = cached_clips(folder)
+    keys = rows["key"][:]
+    missing = [i for i, key in enumerate(keys) if key not in place]
+    if missing and "pose" not in rows.column_names:
+        open_poses(pattern, token)  # here, so that the processes inherit the archive's directory
+    for first in range(0, len(missing), SHARD):
+        numbers = missing[first : first + SHARD]
+        name = cache_key([keys[i] for i in numbers])
+        shard = rows.select(numbers)
+        try:
+            shard.with_format("numpy" if "pose" in rows.column_names else None).map(
+                prepare_clip,
+                fn_kwargs={"pattern": pattern, "token": token},
+                features=CLIP,
+                remove_columns=rows.column_names,
+                num_proc=min(PROCESSES, len(numbers)) if PROCESSES > 1 else None,
+                new_fingerprint=name,
+                cache_file_name=str(folder / f"{name}.arrow"),
+                writer_batch_size=100,
+                desc=f"preparing, {first} of {len(missing)} clips done",
+            )
+        except ConnectionError as error:
+            raise SystemExit(
+                f"error: the poses cannot be read any more; what was prepared stays: {error}"
+            ) from None
+        except multiprocess.TimeoutError:  # what the library makes of a Ctrl-C
+            raise KeyboardInterrupt from None
+    if missing:
+        clips, place = cached_clips(folder)
+    return clips.select([place[key] for key in keys])
+
+
+def load_clips():
+    """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name.
+
+    Prints what there is and what was left out. SystemExit where too few clips can be used.
+    """
+    dataset, pattern, token = locate_data()
+    rows, splits, state = load_rows(dataset, token)
+    if "pose" not in rows.column_names:
+        if len(POINTS) * 2 != POSE_DIM:
+            raise SystemExit(f"error: POSE_DIM = {POSE_DIM}: .pose files give {len(POINTS) * 2}")
+        is_remote = pattern.startswith("hf://")
+        state = None if is_remote else state_of(list_poses(pattern, token)[1])
+    chosen, left_out, origin = choose_rows(rows, splits)
+    numbers = [*chosen["train"], *chosen["validation"]]
+    prepared = prepare(rows.select(numbers), state, pattern, token)
+    clips = {}
+    for split, first in (("train", 0), ("validation", len(chosen["train"]))):
+        part = prepared.select(range(first, first + len(chosen[split])))
+        problems = part["problem"][:]
+        bad = collections.Counter(problem for problem in problems if problem)
+        left_out += bad
+        clips[split] = part.select([i for i, problem in enumerate(problems) if not problem])
+        if len(clips[split]) == 0 or bad.total() > MAX_BAD_SHARE * len(part):
+            raise SystemExit(
+                f"error: {bad.total()} of {len(part)} {split} clips cannot be used, more than "
+                f"MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: {counted(bad)}"
+            )
+    name = "sample data" if dataset == "sample" else dataset
+    report_clips(name, clips, left_out, origin)
+    return clips, name
+
+
+def counted(reasons):
+    return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none"
+
+
+def report_clips(name, clips, left_out, origin):
+    glosses = [gloss for part in clips.values() for gloss in part["gloss"][:]]
+    seconds = np.concatenate([part["seconds"][:] for part in clips.values()])
+    cut = sum(len(split_glosses(gloss)) > MAX_GLOSS_LEN for gloss in glosses)
+    long = int((np.round(seconds * FPS) > MAX_FRAMES).sum())
+    broken = sum("\n" in gloss for gloss in glosses)
+    print(f"data               {name}")
+    print(f"  clips            {len(clips['train'])} train, {len(clips['validation'])} validation")
+    print(f"  split            {origin}")
+    print(f"  left out         {counted(left_out)}")
+    print(f"  glosses cut      in {cut} sentences of more than {MAX_GLOSS_LEN}")
+    print(f"  clips resampled  {long} of more than {MAX_FRAMES} frames")
+    if broken:
+        print(f"  line breaks      in {broken} texts: a quote left open in a CSV swallows its rows")
+
+
+# ---- batches
+def training_statistics(clips):
     """One pass over the training clips -> the statistics that a model keeps, and the vocabulary."""
-    (total, squares, count), words, frames, seconds = np.zeros((3, settings.POSE_DIM)), collections.Counter(), 0, 0.0
-    for rows in clips.with_format("numpy").iter(CHUNK):
-        pose = np.concatenate(list(rows["pose"])).reshape(-1, settings.POSE_DIM).astype(np.float64)
+    total, squares, count = np.zeros((3, POSE_DIM))
+    words, frames, seconds = collections.Counter(), 0, 0.0
+    for some in clips.with_format("numpy").iter(256):
+        pose = np.concatenate(list(some["pose"])).reshape(-1, POSE_DIM).astype(np.float64)
         total += np.nansum(pose, 0)
         squares += np.nansum(pose**2, 0)
         count += np.isfinite(pose).sum(0)
-        frames, seconds = frames + len(pose), seconds + rows["seconds"].sum(dtype=np.float64)
-        words.update(word for gloss in rows["gloss"] for word in split_glosses(gloss)[:settings.MAX_GLOSS_LEN])
-    mean = total / count.clip(1)  # of a point that no clip shows: 0, with a deviation of 1
-    deviation = np.sqrt((squares / count.clip(1) - mean**2).clip(0))
-    kept = sorted(word for word, n in words.items() if n >= settings.MIN_GLOSS_COUNT)
-    print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>\n"
-          f"  points unseen    {100 * (1 - count.sum() / frames / len(mean)):.1f} % in the training clips")
-    statistics = dict(mean=mean, deviation=np.where(deviation > 1e-4, deviation, 1), seen=count > 0,
-                      seconds_per_gloss=seconds / words.total())
-    return {name: torch.tensor(value).float() for name, value in statistics.items()}, ["<pad>", "<unk>", *kept]
+        frames += len(pose)
+        seconds += some["seconds"].sum(dtype=np.float64)
+        for gloss in some["gloss"]:
+            words.update(split_glosses(gloss)[:MAX_GLOSS_LEN])
+    mean = total / count.clip(1)  # of a point that no clip shows: 0, with a std of 1
+    std = np.sqrt((squares / count.clip(1) - mean**2).clip(0))
+    std = np.where(std > 1e-4, std, 1)
+    kept = sorted(word for word, n in words.items() if n >= MIN_GLOSS_COUNT)
+    unseen = 100 * (1 - count.sum() / frames / POSE_DIM)
+    print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>")
+    print(f"  points unseen    {unseen:.1f} % in the training clips")
+    statistics = {
+        "mean": mean,
+        "std": std,
+        "seen": count > 0,
+        "seconds_per_gloss": seconds / words.total(),
+    }
+    statistics = {name: torch.tensor(value).float() for name, value in statistics.items()}
+    return statistics, ["<pad>", "<unk>", *kept]
+
+
+def gloss_tokenizer(vocabulary):
+    """A tokenizer that numbers the glosses of a vocabulary; all others are <unk>."""
+    numbers = {gloss: i for i, gloss in enumerate(vocabulary)}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return pack_tokenizer(words.to_str(), "<pad>", "<unk>")
+
+
+def pack_tokenizer(json, pad_token, unk_token):
+    """A tokenizer as a checkpoint keeps it -> the tokenizer."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json),
+        pad_token=pad_token,
+        unk_token=unk_token,
+    )
+
+
+def knows_glosses(tokenizer):
+    """Whether it numbers whole glosses, and is not a pretrained encoder's of word pieces."""
+    return isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.WordLevel)
+
+
+def tokenize(tokenizer, sentences, max_gloss_len):
+    """Gloss sentences -> tokens (B, S), token_mask (B, S). What is beyond max_gloss_len is cut."""
+    texts = [" ".join(split_glosses(sentence)[:max_gloss_len]) for sentence in sentences]
+    if not knows_glosses(tokenizer):  # pretrained encoders know their words in lower case
+        texts = [text.lower() for text in texts]
+    batch = tokenizer(
+        texts,
+        padding=True,
+        truncation=True,
+        max_length=PIECES_PER_GLOSS * max_gloss_len,
+        return_tensors="pt",
+    )
+    return batch["input_ids"], batch["attention_mask"].bool()
+
+
+def collate(clips, tokenizer):
+    """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
+    poses = [torch.tensor(clip["pose"]).view(-1, POSE_DIM) for clip in clips]
+    tokens, token_mask = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
+    return {
+        "tokens": tokens,  # (B, S)
+        "token_mask": token_mask,  # (B, S)
+        "pose": nn.utils.rnn.pad_sequence(poses, True, math.nan),  # (B, T, D)
+        "n_frames": torch.tensor([len(pose) for pose in poses]),  # (B,)
+        "seconds": torch.tensor([float(clip["seconds"]) for clip in clips]),  # (B,)
+    }
+
+
+def make_loaders(clips, tokenizer, workers=0, rank=0, world=1):
+    """{split: clips} -> {split: loader of this process's share of them}.
+
+    The order of training depends on SEED and the epoch alone.
+    """
+    options = {
+        "batch_size": BATCH_SIZE // world,
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "collate_fn": functools.partial(collate, tokenizer=tokenizer),
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),  # so that a loader draws nothing from the models' generator
+    }
+    train = clips["train"].with_format("numpy")
+    validation = clips["validation"].with_format("numpy")
+    validation = validation.select(range(rank, len(validation), world))  # none twice
+    sampler = DistributedSampler(train, world, rank, shuffle=True, seed=SEED)
+    return {
+        "train": DataLoader(train, sampler=sampler, **options),
+        "validation": DataLoader(validation, **options),
+    }
+
+
+def to_device(batch, device):
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
 
 # ---- models: model(tokens, token_mask, n_frames=None) -> pose (B, max_frames, D), seconds (B,)
-def waves(x):
-    """(...) -> (..., 11): a number with sines and cosines of it, so that a linear layer can resolve it finely."""
-    angles = x[..., None] * math.pi * 2.0 ** torch.arange(5, device=x.device)
+WAVES = 5  # frequencies, each twice the one before
+WAVE_DIM = 1 + 2 * WAVES
+
+
+def sinusoidal_features(x):
+    """(...) -> (..., WAVE_DIM): numbers with their sines and cosines, which resolve them finely."""
+    angles = x[..., None] * math.pi * 2.0 ** torch.arange(WAVES, device=x.device)
     return torch.cat([x[..., None], angles.sin(), angles.cos()], -1)
 
+
 class TwoWayGRU(nn.Module):
-    """(B, L, inputs) and a mask (B, L) -> (B, L, outputs); the way back begins at the last real element."""
+    """(B, L, inputs) and a mask (B, L) -> (B, L, outputs).
+
+    The way back begins at the last real element. nn.GRU(bidirectional=True) does so on packed
+    sequences alone, which take 1.7 times as long at batch 64, and need the lengths on the host.
+    """
+
     def __init__(self, inputs, outputs):
         super().__init__()
-        self.there, self.back = (nn.GRU(inputs, (outputs + i) // 2, batch_first=True) for i in range(2))
+        self.there = nn.GRU(inputs, outputs // 2, batch_first=True)
+        self.back = nn.GRU(inputs, outputs - outputs // 2, batch_first=True)
+
     def forward(self, x, mask):
-        steps, lengths = torch.arange(x.shape[1], device=x.device), mask.sum(1, keepdim=True)
-        turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]
-        back = self.back(x.gather(1, turned.expand_as(x)))[0]
-        return torch.cat([self.there(x)[0], back.gather(1, turned.expand_as(back))], -1)
+        with torch.autocast(x.device.type, enabled=False):  # it would hand float16 to cuDNN's GRU
+            x = x.float()
+            steps = torch.arange(x.shape[1], device=x.device)
+            lengths = mask.sum(1, keepdim=True)
+            turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[
+                ..., None
+            ]  # (B, L, 1)
+            there, _ = self.there(x)
+            back, _ = self.back(x.gather(1, turned.expand_as(x)))
+            return torch.cat([there, back.gather(1, turned.expand_as(back))], -1)
+
 
 class PoseModel(nn.Module):
-    """What the models share. Every gloss predicts a duration; their running sums give it its stretch of the time line,
-    and a frame reads the encoder through a soft window around it. All frames are decoded in one call."""
-    title, learning_rate = "GRU", "LR_GRU"
+    """What the models share: encode the glosses, place them on the time line, decode all frames.
+
+    Every gloss predicts a duration. Running sums of the durations give each gloss its stretch of
+    the time line, and a frame reads the encoder through a soft window around these stretches. No
+    frame depends on a generated one, so that all are decoded in one call.
+
+    Subclasses have encode(tokens, token_mask) -> states (B, S, states_dim), and decode(queries
+    (B, T, query_dim), frame_mask, states, token_mask) -> (B, T, query_dim).
+    """
+
+    title = "GRU"
+
     def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout, word_dropout):
         super().__init__()
-        self.max_frames, self.fps, self.word_dropout = max_frames, fps, word_dropout
-        self.duration = nn.Sequential(nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1))
-        self.log_softness = nn.Parameter(torch.tensor(-2.0))  # of a window's borders, in mean glosses
-        self.query, self.output = nn.Linear(states_dim + 33, query_dim), nn.Linear(query_dim, pose_dim)
+        self.max_frames = max_frames
+        self.fps = fps
+        self.word_dropout = word_dropout
         self.dropout = nn.Dropout(dropout)
-        for name in ("mean", "deviation", "seen"):  # see training_statistics
-            self.register_buffer(name, torch.ones(pose_dim))
+        self.duration = nn.Sequential(
+            nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1)
+        )
+        self.log_softness = nn.Parameter(
+            torch.tensor(-2.0)
+        )  # of a window's borders, in mean glosses
+        self.query = nn.Linear(states_dim + 3 * WAVE_DIM, query_dim)
+        self.output = nn.Linear(query_dim, pose_dim)
+        self.register_buffer("mean", torch.zeros(pose_dim))  # see training_statistics
+        self.register_buffer("std", torch.ones(pose_dim))
+        self.register_buffer("seen", torch.ones(pose_dim))
         self.register_buffer("seconds_per_gloss", torch.ones(()))
-    def forward(self, tokens, token_mask, n_frames=None):
-        """tokens, token_mask (B, S), n_frames (B,), None: by the predicted duration -> pose, seconds."""
-        states = self.encode(tokens, token_mask)  # (B, S, H)
-        raw = self.duration(states).squeeze(-1).float() + math.log(math.e - 1)  # so that durations begin at 1
-        durations = nn.functional.softplus(raw) * token_mask  # (B, S) in mean glosses
+
+    def forward(self, tokens, token_mask, n_frames=None, longest=None):
+        """tokens, token_mask (B, S) -> pose (B, max_frames, D), 0 behind the end; seconds (B,).
+
+        n_frames (B,), None: by the predicted durations. longest: n_frames.max(), where the caller
+        knows it, so that the host need not wait for the GPU.
+        """
+        states = self.encode(tokens, token_mask)
+        durations = self.durations(states) * token_mask
         seconds = durations.sum(1) * self.seconds_per_gloss
-        n_frames = self.frames(seconds) if n_frames is None else n_frames
-        longest, n_frames = int(n_frames.max()), n_frames.to(tokens.device, non_blocking=True)[:, None]
+        if n_frames is None:
+            n_frames = self.frames(seconds)
+        if longest is None:
+            longest = int(n_frames.max())
         step = torch.arange(longest, device=tokens.device)
-        queries = self.place(states, token_mask, durations, step / self.max_frames, step / (n_frames - 1).clamp(min=1))
-        hidden = self.decode(self.dropout(queries), step < n_frames, states, token_mask)
-        pose = (self.output(self.dropout(hidden)).float() * self.deviation + self.mean) * (step < n_frames)[..., None]
+        frame_mask = step < n_frames[:, None]  # (B, T)
+        time = step / self.max_frames
+        phase = (step / (n_frames[:, None] - 1).clamp(min=1)).clamp(max=1)  # 0 to 1, first to last
+        queries = self.place(states, token_mask, durations, time, phase)
+        hidden = self.decode(self.dropout(queries), frame_mask, states, token_mask)
+        pose = self.output(self.dropout(hidden)).float() * self.std + self.mean
+        pose = pose * frame_mask[..., None]
         return nn.functional.pad(pose, (0, 0, 0, self.max_frames - longest)), seconds
+
+    def durations(self, states):
+        """states (B, S, H) -> positive durations (B, S), in mean glosses; they begin at 1."""
+        inverse_of_1 = math.log(math.e - 1)  # softplus of it is 1
+        return nn.functional.softplus(self.duration(states).squeeze(-1).float() + inverse_of_1)
+
     def frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
-    def embed(self, tokens):
-        if self.training:  # some glosses are <unk>, so that the others are not learned by heart together
-            dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
-            tokens = tokens.masked_fill(dropped & (tokens != PAD), UNK)
-        return self.embedding(tokens)
+
     def place(self, states, token_mask, durations, time, phase):
-        """time (T,), phase (B, T): 0 at a clip's first frame, 1 at its last -> queries (B, T, H)."""
-        ends = durations.cumsum(1)
-        at = (phase.clamp(max=1) * ends[:, -1:])[..., None]
-        starts, ends = (ends - durations)[:, None], ends[:, None]
-        nearness = sum(nn.functional.logsigmoid(x / self.log_softness.exp()) for x in (at - starts, ends - at))
+        """The time line: time (T,), phase (B, T) -> what each frame asks the decoder, (B, T, H).
+
+        Gloss s lasts from start[s] to end[s] = durations[0] + ... + durations[s], and a frame is at
+        phase * end[-1]. Its window over the glosses is the softmax over s of
+            log sigmoid((at - start[s]) / softness) + log sigmoid((end[s] - at) / softness):
+        near 1 for the gloss within which it lies, and soft at the borders.
+        """
+        end = durations.cumsum(1)  # (B, S)
+        at = (phase * end[:, -1:])[..., None]  # (B, T, 1)
+        since_start = at - (end - durations)[:, None]  # (B, T, S)
+        until_end = end[:, None] - at
+        softness = self.log_softness.exp()
+        log_sigmoid = nn.functional.logsigmoid
+        nearness = log_sigmoid(since_start / softness) + log_sigmoid(until_end / softness)
         window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)  # (B, T, S)
-        within = ((at - starts) / durations[:, None].clamp(min=0.01)).clamp(-0.5, 1.5)
-        position = (window[..., None] * waves(within)).sum(2)
-        return self.query(torch.cat([window.to(states.dtype) @ states, position, waves(phase),
-                                     waves(time).expand(*phase.shape, -1)], -1))
+        shortest = 0.01  # mean glosses, so that nothing is divided by 0
+        within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
+        position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its gloss
+        time = sinusoidal_features(time).expand(*phase.shape, -1)
+        read = window.to(states.dtype) @ states
+        return self.query(torch.cat([read, position, sinusoidal_features(phase), time], -1))
+
+    def drop_words(self, tokens, token_mask):
+        """In training some glosses are <unk>: the others are not learned by heart together."""
+        if not self.training:
+            return tokens
+        dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
+        return tokens.masked_fill(dropped & token_mask, UNK)
+
+    def param_groups(self):
+        """[(learning rate, its parameters)]"""
+        return [(LR_GRU, list(self.parameters()))]
+
 
 class GRUModel(PoseModel):
-    """A bidirectional GRU over the glosses, another one over the frames, which adds to its input."""
+    """A bidirectional GRU over the glosses, and one over the frames, which adds to its input."""
+
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.encoder, self.decoder = TwoWayGRU(embed_dim, hidden_dim), TwoWayGRU(hidden_dim, hidden_dim)
+        self.encoder = TwoWayGRU(embed_dim, hidden_dim)
+        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
+
     def encode(self, tokens, token_mask):
-        return self.dropout(self.encoder(self.dropout(self.embed(tokens)), token_mask))
+        embedded = self.dropout(self.embedding(self.drop_words(tokens, token_mask)))
+        return self.dropout(self.encoder(embedded, token_mask))
+
     def decode(self, queries, frame_mask, states, token_mask):
         return queries + self.decoder(queries, frame_mask)
 
+
 class TransformerModel(PoseModel):
     """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
-    title, learning_rate = "Transformer", "LR_TRANSFORMER"
+
+    title = "Transformer"
+    layers = 3  # of the encoder, and of the decoder
+    heads = 4  # where EMBED_DIM can be divided by it
+    order_scale = 32  # glosses over which the slowest wave turns once
+
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
-        self.embedding, self.order = nn.Embedding(vocabulary, embed_dim, PAD), nn.Linear(11, embed_dim)
-        warnings.filterwarnings("ignore", "enable_nested_tensor")  # which does not go with norm_first
-        self.core = nn.Transformer(embed_dim, math.gcd(4, embed_dim), 3, 3, hidden_dim, dropout, batch_first=True,
-                                   norm_first=True)
-        for weight in [w for name, w in self.core.named_parameters() if re.search("out_proj|linear2", name)]:
-            nn.init.zeros_(weight)  # every layer begins as the identity, and so learns from the first steps on
+        self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
+        self.order = nn.Linear(WAVE_DIM, embed_dim)
+        warnings.filterwarnings("ignore", "enable_nested_tensor")  # it does not go with norm_first
+        self.core = nn.Transformer(
+            embed_dim,
+            math.gcd(self.heads, embed_dim),
+            self.layers,
+            self.layers,
+            hidden_dim,
+            dropout,
+            batch_first=True,
+            norm_first=True,
+        )
+        # every layer begins as the identity, and so learns from the first steps on
+        for name, weight in self.core.named_parameters():
+            if "out_proj" in name or "linear2" in name:
+                nn.init.zeros_(weight)
+
     def encode(self, tokens, token_mask):
-        order = self.order(waves(torch.arange(tokens.shape[1], device=tokens.device) / 32))
-        return self.core.encoder(self.dropout(self.embed(tokens) + order), src_key_padding_mask=~token_mask)
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        order = self.order(sinusoidal_features(place / self.order_scale))
+        embedded = self.dropout(self.embedding(self.drop_words(tokens, token_mask)) + order)
+        return self.core.encoder(embedded, src_key_padding_mask=~token_mask)
+
     def decode(self, queries, frame_mask, states, token_mask):
-        return self.core.decoder(queries, states, tgt_key_padding_mask=~frame_mask, memory_key_padding_mask=~token_mask)
+        return self.core.decoder(
+            queries,
+            states,
+            tgt_key_padding_mask=~frame_mask,
+            memory_key_padding_mask=~token_mask,
+        )
+
+    def param_groups(self):
+        return [(LR_TRANSFORMER, list(self.parameters()))]
+
 
 class BertModel(GRUModel):
-    """A pretrained encoder, whose word pieces take the place of the glosses, with the GRU decoder."""
+    """A pretrained encoder, which reads word pieces in place of glosses, with the GRU decoder."""
+
     title = "BERT"
+
     def __init__(self, bert_config, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         PoseModel.__init__(self, hidden_dim, hidden_dim, dropout=dropout, **sizes)
-        self.pretrained = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**bert_config))
+        config = transformers.AutoConfig.for_model(**bert_config)
+        self.pretrained = transformers.AutoModel.from_config(config)
         self.pretrained.pooler = None  # nothing reads it
-        self.bridge = nn.Linear(self.pretrained.config.hidden_size, hidden_dim)
+        self.encoder_projection = nn.Linear(config.hidden_size, hidden_dim)
         self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
+
     def encode(self, tokens, token_mask):
-        states = self.pretrained(input_ids=tokens, attention_mask=token_mask.long()).last_hidden_state
-        return self.dropout(self.bridge(states))
+        output = self.pretrained(input_ids=tokens, attention_mask=token_mask.long())
+        return self.dropout(self.encoder_projection(output.last_hidden_state))
+
+    def param_groups(self):
+        pretrained = set(self.pretrained.parameters())
+        fresh = [value for value in self.parameters() if value not in pretrained]
+        return [(LR_GRU, fresh), (LR_BERT, list(self.pretrained.parameters()))]
+
 
 MODELS = {"gru": GRUModel, "transformer": TransformerModel, "bert": BertModel}
 
-def new_model(name, statistics, vocabulary, settings):
-    """-> a fresh model (BERT's from BERT_NAME), its Tokens, and what a checkpoint needs to build both again."""
-    spelling = {"vocabulary": vocabulary, "tokenizer": "", "max_gloss_len": settings.MAX_GLOSS_LEN}
-    names = "EMBED_DIM", "HIDDEN_DIM", "DROPOUT", "WORD_DROPOUT", "POSE_DIM", "MAX_FRAMES", "FPS"
-    args = {"vocabulary": len(vocabulary), **{name.lower(): getattr(settings, name) for name in names}}
-    if name == "bert":
-        try:
-            pretrained = transformers.AutoModel.from_pretrained(str(settings.BERT_NAME), dtype=torch.float32)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(settings.BERT_NAME))
-            spelling["tokenizer"] = tokenizer.backend_tokenizer.to_str()
-            pretrained(input_ids=torch.zeros(1, 4 * settings.MAX_GLOSS_LEN, dtype=torch.long)).last_hidden_state
-            if not len(tokenizer.all_special_ids) < len(tokenizer) <= pretrained.get_input_embeddings().num_embeddings:
-                raise ValueError("the tokenizer is missing or of another model")
-        except Exception as error:  # of the library, which has many kinds
-            raise SystemExit(f"error: BERT_NAME {settings.BERT_NAME!r} is no hub id that can be reached, and no folder "
-                             f"with an encoder and its tokenizer ({error!s:.200}".partition("\n")[0] + ")")
-        args["bert_config"] = pretrained.config.to_dict()
-        statistics = statistics | {f"pretrained.{key}": value for key, value in pretrained.state_dict().items()}
-    model = MODELS[name](**args)
-    model.load_state_dict(statistics, strict=False)  # the other weights are fresh, and BERT's pooler is left out
-    return model, Tokens(**spelling), {"model": name, "model_args": args, "tokens": spelling}
 
-# ---- training
-def pose_difference(pose, target):
-    """pose (B, max_frames, D), target (B, T, D) -> pose - target, 0 where it was not seen, and where it was."""
+def load_pretrained():
+    """-> the encoder BERT_NAME and its tokenizer; SystemExit where one of them does not serve."""
+    try:
+        pretrained, report = transformers.AutoModel.from_pretrained(
+            str(BERT_NAME), dtype=torch.float32, output_loading_info=True
+        )
+        missing = [key for key in report["missing_keys"] if "pooler" not in key]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} weights are missing in its file, such as {missing[0]}"
+            )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(BERT_NAME))
+        pieces = pretrained.get_input_embeddings().num_embeddings
+        if not len(tokenizer.all_special_ids) < len(tokenizer) <= pieces:
+            raise ValueError("the tokenizer is missing or of another model")
+        longest = torch.zeros(1, PIECES_PER_GLOSS * MAX_GLOSS_LEN, dtype=torch.long)
+        _ = pretrained(input_ids=longest).last_hidden_state  # some have too few positions, or none
+    except Exception as error:  # of the library, which has many kinds
+        raise SystemExit(
+            f"error: BERT_NAME {str(BERT_NAME)!r} is no hub id that can be reached, and no folder "
+            f"with an encoder and its tokenizer ({reason_of(error)})"
+        ) from None
+    return pretrained, tokenizer
+
+
+def check_memory(name, device):
+    """SystemExit where the weights of a model of these sizes do not fit into the memory, by far."""
+    if name == "bert":  # its decoder is the GRU's, and the encoder is of a given size
+        name = "gru"
+    with torch.device("meta"):
+        model = MODELS[name](vocabulary=2, **model_sizes())
+    copies = 5  # weights, gradients, two of AdamW's, the average
+    needed = copies * sum(value.numel() * value.element_size() for value in model.parameters())
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > free:
+        raise SystemExit(
+            f"error: the {model.title} needs {needed / 2**30:.1f} GiB for its weights alone, and "
+            f"there are {free / 2**30:.1f}: lower HIDDEN_DIM or EMBED_DIM"
+        )
+
+
+def model_sizes():
+    """The arguments of all models that come from the settings."""
+    return {
+        "embed_dim": EMBED_DIM,
+        "hidden_dim": HIDDEN_DIM,
+        "dropout": DROPOUT,
+        "word_dropout": WORD_DROPOUT,
+        "pose_dim": POSE_DIM,
+        "max_frames": MAX_FRAMES,
+        "fps": FPS,
+    }
+
+
+def new_model(name, statistics, vocabulary):
+    """-> a fresh model (BERT's encoder from BERT_NAME), its tokenizer, and what rebuilds both."""
+    args = {"vocabulary": len(vocabulary), **model_sizes()}
+    if name == "bert":
+        pretrained, tokenizer = load_pretrained()
+        args["bert_config"] = pretrained.config.to_dict()
+        model = MODELS[name](**args)
+        lacking, _ = model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)
+        if lacking:
+            raise SystemExit(f"error: BERT_NAME {str(BERT_NAME)!r} has no weights for {lacking[0]}")
+    else:
+        tokenizer = gloss_tokenizer(vocabulary)
+        model = MODELS[name](**args)
+    for key, value in statistics.items():
+        getattr(model, key).copy_(value)
+    built = {
+        "model": name,
+        "model_args": args,
+        "tokenizer": {
+            "json": tokenizer.backend_tokenizer.to_str(),
+            "pad_token": tokenizer.pad_token,
+            "unk_token": tokenizer.unk_token,
+        },
+        "max_gloss_len": MAX_GLOSS_LEN,
+    }
+    return model, pack_tokenizer(**built["tokenizer"]), built
+
+
+# ---- losses and metrics
+def mean_over_processes(value):
+    """A tensor without gradient -> its mean over the processes that torchrun started."""
+    if dist.is_initialized():
+        value = value / dist.get_world_size()
+        dist.all_reduce(value)
+    return value
+
+
+def masked_mean(values, mask):
+    """The mean of values where mask is True, over all processes: DistributedDataParallel averages
+    their gradients, so that each divides its own sum by the mean of their counts."""
+    count = mean_over_processes(mask.sum().float())
+    return torch.where(mask, values, 0).sum() / count.clamp(min=1e-6)  # a mean count may be 0.5
+
+
+def pose_loss(pose, target):
+    """Mean squared error over what was seen; pose (B, max_frames, D), target (B, T, D)."""
     seen = target.isfinite()
-    return torch.where(seen, pose[:, :target.shape[1]] - target, 0), seen
+    return masked_mean((pose[:, : target.shape[1]] - target.nan_to_num()).square(), seen)
+
 
 def speeds(pose):
-    """(B, T, D) -> (B, T - 1, K): how far each point moves in a frame; NaN where it was not seen before and after."""
-    return (pose.diff(dim=1).unflatten(-1, (-1, 2)).square().sum(-1) + 1e-8).sqrt()  # whose gradient is finite at 0
+    """(B, T, D) -> (B, T - 1, K): how far each point moves in a frame; NaN where it is unknown."""
+    steps = pose.diff(dim=1).unflatten(-1, (-1, 2))
+    return (steps.square().sum(-1) + 1e-8).sqrt()  # the gradient at 0 stays finite
 
-def summed(sums):
-    """A tensor -> its sum over the processes that torchrun started; it is written over."""
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    return sums
 
-def training_loss(model, batch, settings):
-    """-> the loss: masked MSE over the variance of the training poses, relative squared error of the points' speeds,
-    which an average of clips misses, squared error of the log duration; and the MSE's sum of squares and count."""
-    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
-    difference, seen = pose_difference(pose, batch["pose"])
-    real, clip = speeds(batch["pose"]), batch["seconds"].isfinite()
-    slow = torch.where(real.isfinite(), speeds(pose[:, :seen.shape[1]]) - real, 0)
-    late = torch.where(clip, seconds.clamp(min=0.001).log() - batch["seconds"].log(), 0)
-    squares = torch.stack([x.square().sum() for x in (difference, slow, late)])
-    counts = summed(torch.stack([seen.sum(), real.square().nansum(), clip.sum(), torch.ones_like(clip.sum())]))
-    mse, slow, late = squares / (counts[:3] / counts[3]).clamp(min=1e-6)  # since the processes' gradients are averaged
-    model = getattr(model, "module", model)  # within DistributedDataParallel
-    variance = (model.deviation**2 * model.seen).sum() / model.seen.sum()
-    loss = mse / variance + settings.SPEED_WEIGHT * slow + settings.DURATION_WEIGHT * late
-    return loss, squares[0].detach(), seen.sum()
+def speed_loss(pose, target):
+    """Squared error of the points' speeds over the sum of their squares.
 
-class Trainer:
-    """A model in training, and `averaged`, the moving average of its weights, which is what is evaluated and saved."""
-    def __init__(self, model, steps, settings, precision=torch.float32):
-        self.model, self.settings, self.device, self.precision = model, settings, model.mean.device, precision
-        self.averaged = copy.deepcopy(model).requires_grad_(False).to(self.device)  # which lays GRUs out for cuDNN anew
-        self.parallel = DistributedDataParallel(model, forward_sync_buffers=False) if dist.is_initialized() else model
-        self.optimizer = torch.optim.AdamW([{"lr": rate, "params": [
-            value for name, value in model.named_parameters() if name.startswith("pretrained.") == pretrained]}
-            for pretrained, rate in enumerate([getattr(settings, model.learning_rate), settings.LR_BERT])], fused=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(
-            1, (step + 1) / max(1, settings.WARMUP * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps)))
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision != torch.float32)
-    def epoch(self, loaders, number):
-        """One epoch and its validation, reported by a line of fixed width -> the metrics."""
-        began, label = time.time(), f"{self.model.title} epoch {number}/{self.settings.EPOCHS}"
-        metrics = {"epoch": number, "train_mse": self.train(loaders["train"], number, label),
-                   "learning_rate": self.schedule.get_last_lr()[0],
-                   **evaluate(self.averaged, loaders["validation"], self.device), "seconds": time.time() - began}
-        print("{0:<23} train mse {train_mse:8.5f}   val mse {val_mse:8.5f}   mae {val_mae:7.5f}   motion {motion:5.2f}"
-              "   duration error {duration_error:5.2f} s   {seconds:6.1f} s".format(label, **metrics), flush=True)
-        return metrics
-    def train(self, loader, epoch, label):
-        """One pass over the training clips -> their MSE on the way. SystemExit where the loss is not finite."""
-        self.model.train()
-        loader.sampler.set_epoch(epoch)
-        torch.manual_seed(self.settings.SEED + 1000003 * epoch + loader.sampler.rank)  # by epoch, for --resume
-        sums, bad = torch.zeros(2, device=self.device, dtype=torch.float64), torch.tensor(-1, device=self.device)
-        bar = tqdm(batches(loader, self.device), label, len(loader), leave=False, file=sys.stdout, disable=None)
-        for i, batch in enumerate(bar):
-            with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-                loss, squares, count = training_loss(self.parallel, batch, self.settings)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.GRAD_CLIP or math.inf)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.schedule.step()
-            step = self.schedule.last_epoch  # the average's memory grows with the steps, up to 1 / (1 - average)
-            follow = torch.optim.swa_utils.get_ema_multi_avg_fn(min(self.settings.AVERAGE, (1 + step) / (10 + step)))
-            follow(list(self.averaged.parameters()), list(self.model.parameters()), step)
-            sums += torch.stack([squares, count]).double()
-            bad = torch.where((bad < 0) & ~loss.isfinite(), i, bad)  # the first one
-            if (i % 20 == 19 or i + 1 == len(loader)) and (first := bad.item() + 1) > 0:  # seldom: the host waits here
-                raise SystemExit(f"error: the loss of {label}, batch {first} is not finite: lower the learning rate")
-        squares, count = summed(sums).tolist()
-        return squares / max(count, 1)
+    An average of several clips moves too little, which the squared error of the pose hardly shows.
+    """
+    real = speeds(target)
+    known = real.isfinite()
+    real = real.nan_to_num()
+    error = speeds(pose[:, : target.shape[1]]) - real
+    scale = mean_over_processes(real.square().sum())
+    return torch.where(known, error, 0).square().sum() / scale.clamp(min=1e-6)
+
+
+def duration_loss(seconds, target):
+    """Mean squared error of the log duration; seconds, target (B,), NaN = no clip."""
+    shortest = 0.001  # seconds, so that its logarithm is finite
+    error = seconds.clamp(min=shortest).log() - target.nan_to_num(1.0).log()
+    return masked_mean(error.square(), target.isfinite())
+
+
+def training_loss(model, batch):
+    """-> the loss that is minimised, and the MSE of the pose that is within it."""
+    target = batch["pose"]
+    pose, seconds = model(
+        batch["tokens"], batch["token_mask"], batch["n_frames"], longest=target.shape[1]
+    )
+    statistics = getattr(model, "module", model)  # within DistributedDataParallel
+    seen = statistics.seen
+    variance = (statistics.std.square() * seen).sum() / seen.sum()
+    mse = pose_loss(pose, target)
+    loss = mse / variance
+    loss = loss + SPEED_WEIGHT * speed_loss(pose, target)
+    loss = loss + DURATION_WEIGHT * duration_loss(seconds, batch["seconds"])
+    return loss, mse.detach()
+
 
 @torch.no_grad()
 def evaluate(model, loader, device):
-    """-> the metrics over real frames and seen points, at real lengths: val_mse, val_mae, mean_pose_mse in (squared)
-    shoulder widths; motion, the path of the generated hands over that of the real ones; duration_error in seconds."""
+    """-> metrics over real frames and seen points, at the clips' real lengths.
+
+    val_mse, val_mae and mean_pose_mse (of the training split's mean pose) in (squared) shoulder
+    widths; motion, the path of the generated hands over that of the real ones; duration_error in
+    seconds. Sums over all clips and processes, divided once.
+    """
     model.eval()
-    sums = torch.zeros(8, device=device, dtype=torch.float64)
-    moving = [point for point in HANDS_AND_WRISTS if point < model.mean.numel() // 2]
-    for batch in batches(loader, device):
-        pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
-        difference, seen = pose_difference(pose, batch["pose"])
-        at_mean, _ = pose_difference(model.mean.expand_as(pose), batch["pose"])
-        steps = [speeds(x[:, :seen.shape[1]])[..., moving] for x in (pose, batch["pose"])]
-        sums += torch.stack([difference.square().sum(), difference.abs().sum(), at_mean.square().sum(), seen.sum(),
-                             torch.where(steps[1].isfinite(), steps[0], 0).sum(), steps[1].nansum(),
-                             (seconds - batch["seconds"]).abs().nansum(), batch["seconds"].isfinite().sum()]).double()
-    squares, absolute, at_mean, count, generated, real, late, clips = summed(sums).tolist()
-    return {"val_mse": squares / count, "val_mae": absolute / count, "mean_pose_mse": at_mean / count,
-            "motion": generated / max(real, 1e-9), "duration_error": late / clips}
-# ==== SHARED BLOCK: end
+    points = [point for point in HANDS_AND_WRISTS if point < len(model.mean) // 2]
+    names = ["squares", "absolute", "mean_squares", "numbers", "path", "real_path", "late", "clips"]
+    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    for batch in loader:
+        batch = to_device(batch, device)
+        target = batch["pose"]
+        longest = target.shape[1]
+        pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
+        pose = pose[:, :longest]
+        seen = target.isfinite()
+        error = torch.where(seen, pose - target, 0)
+        mean_error = torch.where(seen, model.mean - target, 0)
+        real = speeds(target)[..., points]
+        made = torch.where(real.isfinite(), speeds(pose)[..., points], 0)
+        values = [
+            error.square().sum(),
+            error.abs().sum(),
+            mean_error.square().sum(),
+            seen.sum(),
+            made.sum(),
+            real.nansum(),
+            (seconds - batch["seconds"]).abs().sum(),
+            torch.ones_like(seconds).sum(),
+        ]
+        sums += torch.stack(values).double()
+    total = dict(zip(names, mean_over_processes(sums).tolist(), strict=True))
+    return {
+        "val_mse": total["squares"] / total["numbers"],
+        "val_mae": total["absolute"] / total["numbers"],
+        "mean_pose_mse": total["mean_squares"] / total["numbers"],
+        "motion": total["path"] / max(total["real_path"], 1e-9),
+        "duration_error": total["late"] / total["clips"],
+    }
 
-def select(name, clips, statistics, vocabulary, device, settings):
-    """A short run of one candidate -> the metrics of its best epoch, whose model is in selection_<model>.pt."""
-    torch.manual_seed(settings.SEED)
-    model, tokens, built = new_model(name, statistics, vocabulary, settings)
-    loaders = make_loaders(clips, tokens, settings)
-    trainer = Trainer(model.to(device), settings.EPOCHS * len(loaders["train"]), settings)
-    best = {"val_mse": math.inf}
-    for epoch in range(1, settings.EPOCHS + 1):
-        metrics = trainer.epoch(loaders, epoch)
-        if metrics["val_mse"] < best["val_mse"]:
-            best = metrics
-            write_whole(f"selection_{name}.pt", {**built, "metrics": best, "weights": trainer.averaged.state_dict()})
-        if epoch - best["epoch"] >= settings.PATIENCE:
-            break
-    return best
 
-def main():
-    settings = read_settings(globals())
-    if not isinstance(CANDIDATES, list) or not CANDIDATES or not set(CANDIDATES) <= MODELS.keys():
-        raise SystemExit(f"error: CANDIDATES = {CANDIDATES!r} makes no sense: name some of {', '.join(MODELS)}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    clips, data = load_clips(settings)
-    statistics, vocabulary = training_statistics(clips["train"], settings)
-    print(f"device             {device}", flush=True)
-    results = {name: select(name, clips, statistics, vocabulary, device, settings) for name in CANDIDATES}
-    winner = min(results, key=lambda name: results[name]["val_mse"])
-    print("\nFINAL RESULTS" + f" ({data})" * (data == "sample data"))
-    for name, best in results.items():
-        print(f"{MODELS[name].title}: {best['val_mse']:.4f}")
-    print(f"Mean pose: {results[winner]['mean_pose_mse']:.4f}")
-    print(f"Next: python train_final_model.py --model {winner}", flush=True)
+# ---- training
+def pick_device():
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda")
 
-if __name__ == "__main__":
+
+def mixed_precision(device):
+    """The context of a training step's forward pass: bfloat16 where the GPU computes with it."""
+    usable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bool(MIXED_PRECISION) and usable)
+
+
+def new_optimizer(model):
+    groups = [{"lr": rate, "params": values} for rate, values in model.param_groups()]
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def new_schedule(optimizer, steps, done=0):
+    """The rates rise for a share WARMUP of the steps, then fall to 0; `done` steps are over."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return transformers.get_cosine_schedule_with_warmup(
+        optimizer, round(WARMUP * steps), steps, last_epoch=done - 1
+    )
+
+
+def new_average(model, device):
+    """The moving average of the weights: it is what is evaluated and saved."""
+
+    def follow(averaged, weights, steps):
+        steps = float(steps)
+        memory = min(AVERAGE, (1 + steps) / (10 + steps))  # it grows with the steps
+        get_ema_multi_avg_fn(memory)(averaged, weights, steps)
+
+    average = AveragedModel(model, multi_avg_fn=follow)
+    average.requires_grad_(False)
+    average.module.to(device)  # which lays the copied GRUs out for cuDNN
+    return average
+
+
+def train_one_epoch(model, average, optimizer, schedule, loader, epoch, label, device):
+    """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite.
+
+    What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
+    if it had not been stopped.
+    """
+    model.train()
+    sampler = loader.sampler
+    sampler.set_epoch(epoch)
+    torch.manual_seed(SEED + 1_000_003 * epoch + sampler.rank)
+    # so that all processes have as many clips, the last of them get one of the first clips again
+    repeats = sampler.total_size - len(loader.dataset)
+    has_repeat = sampler.rank >= sampler.num_replicas - repeats
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    first_bad = torch.tensor(0, device=device)
+    bar = tqdm(loader, label, leave=False, file=sys.stdout, disable=None)
+    for step, batch in enumerate(bar, 1):
+        if step == len(loader) and has_repeat:
+            batch["pose"][-1] = math.nan
+            batch["seconds"][-1] = math.nan
+        batch = to_device(batch, device)
+        with mixed_precision(device):
+            loss, mse = training_loss(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
+        optimizer.step()
+        schedule.step()
+        average.update_parameters(getattr(model, "module", model))
+        count = mean_over_processes(batch["pose"].isfinite().sum().float())
+        sums += torch.stack([mse * count, count]).double()
+        first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step, first_bad)
+        if (step % 20 == 0 or step == len(loader)) and first_bad:  # seldom: the host waits here
+            raise SystemExit(
+                f"error: the loss of {label}, batch {first_bad.item()} is not finite: lower the "
+                "learning rate"
+            )
+    squares, count = mean_over_processes(sums).tolist()
+    return squares / max(count, 1)
+
+
+HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
+
+
+def run_epoch(model, average, optimizer, schedule, loaders, epoch, device):
+    """One epoch and its validation, reported by a line -> the line of the log."""
+    began = time.time()
+    label = f"{average.module.title} epoch {epoch}/{EPOCHS}"
+    train_mse = train_one_epoch(
+        model, average, optimizer, schedule, loaders["train"], epoch, label, device
+    )
+    rate = schedule.get_last_lr()[0]
+    metrics = evaluate(average.module, loaders["validation"], device)
+    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
+    line["seconds"] = time.time() - began
+    print(
+        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
+        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
+        flush=True,
+    )
+    return line
+
+
+def best_of(log):
+    """The log's line of the lowest validation MSE."""
+    return min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
+
+
+def end_with_parent():
+    """In a forked process: even where the script is killed, and cannot end it, it ends (Linux)."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def run_script(main):
+    """main() with one line in place of a traceback for what a user can cause.
+
+    Ctrl-C and SIGTERM may reach the processes that the script forked, too. They leave the script
+    the time to end them: a pool of processes hangs where one of them ends by itself.
+    """
+    script = os.getpid()
+
+    def stop(number, frame):
+        if os.getpid() == script:
+            raise KeyboardInterrupt
+        if number == signal.SIGTERM:
+            signal.alarm(1)  # which ends this process in a second
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    if sys.platform == "linux":
+        os.register_at_fork(after_in_child=end_with_parent)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
     try:
         main()
     except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C; checkpoints and prepared clips stay", file=sys.stderr)
+        print("\nstopped; what was prepared and saved stays", file=sys.stderr)
         sys.exit(130)
     except torch.OutOfMemoryError:
-        sys.exit(f"error: GPU full at {torch.cuda.max_memory_allocated() >> 20} MB; lower BATCH_SIZE = {BATCH_SIZE}")
-    except OSError as error:  # the disk is full, a folder cannot be written, ...
-        sys.exit(f"error: {error}")
+        peak = torch.cuda.max_memory_allocated() // 2**20
+        sys.exit(f"error: GPU full at {peak} MB; lower BATCH_SIZE = {BATCH_SIZE}")
+    except (OSError, UnicodeError) as error:  # the disk is full, a terminal lacks a letter, ...
+        sys.exit(f"error: {reason_of(error)}")
+    finally:  # no second signal is to print a traceback while Python ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+# ==== SHARED BLOCK: end
+
+
+def select(name, clips, statistics, vocabulary, device):
+    """A short run of one candidate -> its best epoch's metrics; writes selection_<name>.pt."""
+    torch.manual_seed(SEED)
+    model, tokenizer, built = new_model(name, statistics, vocabulary)
+    model.to(device)
+    loaders = make_loaders(clips, tokenizer)
+    optimizer = new_optimizer(model)
+    schedule = new_schedule(optimizer, EPOCHS * len(loaders["train"]))
+    average = new_average(model, device)
+    log = []
+    print(HEADER)
+    while len(log) < EPOCHS and len(log) - best_of(log)["epoch"] < PATIENCE:
+        epoch = len(log) + 1
+        log.append(run_epoch(model, average, optimizer, schedule, loaders, epoch, device))
+        if best_of(log) is log[-1]:
+            weights = average.module.state_dict()
+            contents = {**built, "dataset": str(DATASET), "metrics": log[-1], "weights": weights}
+            save(f"selection_{name}.pt", contents)
+    return best_of(log)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args(argv)
+    check_settings()
+    known = isinstance(CANDIDATES, list) and all(name in [*MODELS] for name in CANDIDATES)
+    if not known or not CANDIDATES:
+        raise SystemExit(f"error: CANDIDATES = {CANDIDATES!r} is no list of {', '.join(MODELS)}")
+    lock = claim_folder("selection")
+    device = pick_device()
+    for name in CANDIDATES:
+        check_memory(name, device)
+    clips, data = load_clips()
+    statistics, vocabulary = training_statistics(clips["train"])
+    print(f"device             {device}", flush=True)
+    results = {}
+    for name in CANDIDATES:
+        results[name] = select(name, clips, statistics, vocabulary, device)
+    lock.close()
+    winner = min(results, key=lambda name: results[name]["val_mse"])
+    print("\nFINAL RESULTS (sample data)" if data == "sample data" else "\nFINAL RESULTS")
+    for name, best in results.items():
+        print(f"{MODELS[name].title}: {best['val_mse']:.4f}")
+    print(f"Mean pose: {results[winner]['mean_pose_mse']:.4f}")
+    print(f"Next: python train_final_model.py --model {winner}")
+    print("Its data settings, at the top of the file, must be the same as those of this script.")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,8 +1,10 @@
-"""Speed and memory of training and generation, by hand: python tests/bench_train.py (about 10 minutes on a CPU).
+"""Speed and memory of training and generation, by hand: python tests/bench_train.py (10 minutes).
 
-Random clips of 96 frames and 8 glosses, the shipped widths. Beside the scripts' models stands the common way to write
-this one: a GRU cell that is given the frame before, and steps through the frames in Python.
+Random clips of 96 frames and 8 glosses, the shipped widths. Beside the scripts' models stands the
+common way to write this one: a GRU cell that is given the frame before, and steps through the
+frames in Python.
 """
+
 import contextlib
 import io
 import multiprocessing
@@ -16,10 +18,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from helpers import small  # noqa: E402
 from torch import nn  # noqa: E402
 
 import model_selection as script  # noqa: E402
-from helpers import small  # noqa: E402
 
 CLIPS, FRAMES, GLOSSES = 64, 96, 8
 
@@ -30,7 +32,10 @@ class Autoregressive(script.GRUModel):
         self.decoder = nn.GRUCell(hidden_dim + self.output.out_features, hidden_dim)
 
     def decode(self, queries, frame_mask, states, token_mask):
-        hidden, pose = queries.new_zeros(queries[:, 0].shape), queries.new_zeros(len(queries), len(self.mean))
+        hidden, pose = (
+            queries.new_zeros(queries[:, 0].shape),
+            queries.new_zeros(len(queries), len(self.mean)),
+        )
         frames = []
         for query in queries.unbind(1):
             hidden = self.decoder(torch.cat([query, pose.to(query.dtype)], -1), hidden)
@@ -41,22 +46,47 @@ class Autoregressive(script.GRUModel):
 
 def clips(n):
     rng, words = np.random.default_rng(0), [f"word{i}" for i in range(200)]
-    return datasets.Dataset.from_list([
-        {"gloss": " ".join(rng.choice(words, GLOSSES)), "problem": "", "seconds": FRAMES / 25,
-         "pose": rng.normal(size=FRAMES * 152).astype(np.float32)} for _ in range(n)], features=script.CLIP)
+    return datasets.Dataset.from_list(
+        [
+            {
+                "key": "",
+                "gloss": " ".join(rng.choice(words, GLOSSES)),
+                "problem": "",
+                "seconds": FRAMES / 25,
+                "pose": rng.normal(size=FRAMES * 152).astype(np.float32),
+            }
+            for _ in range(n)
+        ],
+        features=script.CLIP,
+    )
 
 
-def trainer_of(name, batch_size, n=CLIPS):
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = small(MAX_FRAMES=FRAMES, EMBED_DIM=256, HIDDEN_DIM=512, BATCH_SIZE=batch_size, MIN_GLOSS_COUNT=1)
-    part = clips(n)
-    with contextlib.redirect_stdout(io.StringIO()):
-        statistics, vocabulary = script.training_statistics(part, settings)
-    script.MODELS["autoregressive"] = Autoregressive
-    model, tokens, _ = script.new_model(name, statistics, vocabulary, settings)
-    loader = script.make_loaders({"train": part}, tokens, settings)["train"]
-    precision = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return script.Trainer(model.to(device), 10**6, settings, precision), loader
+class Training:
+    """A model in training on n clips."""
+
+    def __init__(self, name, batch_size, n=CLIPS):
+        small(
+            MAX_FRAMES=FRAMES,
+            EMBED_DIM=256,
+            HIDDEN_DIM=512,
+            BATCH_SIZE=batch_size,
+            MIN_GLOSS_COUNT=1,
+        )
+        part = clips(n)
+        with contextlib.redirect_stdout(io.StringIO()):
+            statistics, vocabulary = script.training_statistics(part)
+        script.MODELS["autoregressive"] = Autoregressive
+        self.device = script.pick_device()
+        self.model, tokenizer, _ = script.new_model(name, statistics, vocabulary)
+        self.model.to(self.device)
+        self.loader = script.make_loaders({"train": part, "validation": part}, tokenizer)["train"]
+        self.optimizer = script.new_optimizer(self.model)
+        self.schedule = script.new_schedule(self.optimizer, 10**6)
+        self.average = script.new_average(self.model, self.device)
+
+    def epoch(self):
+        parts = self.model, self.average, self.optimizer, self.schedule
+        script.train_one_epoch(*parts, self.loader, 1, "", self.device)
 
 
 def wait():
@@ -68,7 +98,7 @@ def seconds(*works, rounds=5):
     """The median time of each work, all of them in turn, after a round that warms up."""
     times = [[] for _ in works]
     for _ in range(rounds + 1):
-        for work, taken in zip(works, times):
+        for work, taken in zip(works, times, strict=False):
             wait()
             began = time.perf_counter()
             work()
@@ -85,33 +115,31 @@ def peak():
 
 
 def measure(name, batch_size):
-    trainer, loader = trainer_of(name, batch_size)
-    batches = [{key: value.to(trainer.device) if key != "n_frames" else value for key, value in batch.items()}
-               for batch in loader]
+    training = Training(name, batch_size)
+    batches = [script.to_device(batch, training.device) for batch in training.loader]
 
     def steps():
         """Forward, backward and optimizer alone, on batches that are there."""
-        trainer.model.train()
+        training.model.train()
         for batch in batches:
-            with torch.autocast(trainer.device.type, trainer.precision, enabled=trainer.precision != torch.float32):
-                loss, *_ = script.training_loss(trainer.model, batch, trainer.settings)
-            trainer.optimizer.zero_grad(set_to_none=True)
+            with script.mixed_precision(training.device):
+                loss, _ = script.training_loss(training.model, batch)
+            training.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            trainer.optimizer.step()
+            training.optimizer.step()
 
     @torch.no_grad()
     def generate():
-        trainer.averaged.eval()
+        averaged = training.average.module.eval()
         for batch in batches:
-            trainer.averaged(batch["tokens"], batch["token_mask"], batch["n_frames"])
+            averaged(batch["tokens"], batch["token_mask"], batch["n_frames"])
 
-    epoch, alone, generation = seconds(lambda: trainer.train(loader, 1, ""), steps, generate)
+    epoch, alone, generation = seconds(training.epoch, steps, generate)
     return CLIPS / epoch, CLIPS / generation, 100 * (1 - alone / epoch), peak()
 
 
 def grow(times):
-    trainer, loader = trainer_of("gru", 8, CLIPS * times)
-    return seconds(lambda: trainer.train(loader, 1, ""), rounds=1)[0], peak()
+    return seconds(Training("gru", 8, CLIPS * times).epoch, rounds=1)[0], peak()
 
 
 def apart(work, *arguments):
@@ -121,16 +149,29 @@ def apart(work, *arguments):
 
 
 def main():
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    hardware = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     print(f"{hardware}, torch {torch.__version__}")
-    print(f"{'':16}batch   training/s   generation/s   outside forward, backward, optimizer   peak MB")
+    print(
+        f"{'':16}batch   training/s   generation/s   outside forward, backward, optimizer   peak MB"
+    )
     for name in ("gru", "transformer", "autoregressive"):
         for batch_size in (8, 64):
             train, generate, outside, memory = apart(measure, name, batch_size)
-            print(f"{name:16}{batch_size:5}{train:13.1f}{generate:15.1f}{outside:39.1f} %{memory:10.0f}", flush=True)
+            print(
+                f"{name:16}{batch_size:5}{train:13.1f}{generate:15.1f}{outside:39.1f} %"
+                f"{memory:10.0f}",
+                flush=True,
+            )
     for times in (1, 2, 4, 8):
         took, memory = apart(grow, times)
-        print(f"an epoch of the GRU, {CLIPS * times:3} clips: {took:6.2f} s, peak {memory:.0f} MB", flush=True)
+        print(
+            f"an epoch of the GRU, {CLIPS * times:3} clips: {took:6.2f} s, peak {memory:.0f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

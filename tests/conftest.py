@@ -1,35 +1,49 @@
 """Keeps the tests off the network, off the user's caches and off most of the machine's cores."""
+
 import os
 import sys
 import tempfile
 from pathlib import Path
 
 HOME = tempfile.TemporaryDirectory(prefix="gloss-to-pose-tests-")
-for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
+for name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGINGFACE_HUB_TOKEN",
+    "HF_TOKEN_PATH",
+    "HF_HUB_CACHE",
+):
     os.environ.pop(name, None)
-os.environ.update(HF_HOME=HOME.name, HF_DATASETS_CACHE=f"{HOME.name}/datasets", HF_HUB_OFFLINE="1",
-                  CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false",
-                  PYTHONDONTWRITEBYTECODE="1")
+os.environ.update(
+    HF_HOME=HOME.name,
+    HF_DATASETS_CACHE=f"{HOME.name}/datasets",
+    HF_HUB_OFFLINE="1",
+    CUDA_VISIBLE_DEVICES="",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    PYTHONDONTWRITEBYTECODE="1",
+)
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import datasets  # noqa: E402 (it reads the variables when it is imported)
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-import model_selection  # noqa: E402
-from helpers import write_bert  # noqa: E402
+from helpers import SCRIPTS, set_in_both, write_bert  # noqa: E402
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
-    """Every test has an empty cache and a working folder of its own, as a new run of a script has."""
+    """Every test has an empty cache and a folder of its own, and gives the settings back."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
-    model_selection.open_poses.cache_clear()
+    for script in SCRIPTS:
+        script.open_poses.cache_clear()
     torch.manual_seed(0)
+    yield
+    set_in_both({})
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""What the tests make: .pose files, data sets in iSign's layout, a tiny BERT, and edited copies of the scripts."""
+"""What the tests make: .pose files, data sets in iSign's layout, a tiny BERT, edited scripts."""
+
 import ast
 import csv
 import io
@@ -17,20 +18,70 @@ from pose_format.numpy import NumPyPoseBody
 from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 
 import model_selection
+import train_final_model
 
 ROOT = Path(__file__).parents[1]
 
 # MediaPipe Holistic, in the order of its own documentation
-BODY = """NOSE LEFT_EYE_INNER LEFT_EYE LEFT_EYE_OUTER RIGHT_EYE_INNER RIGHT_EYE RIGHT_EYE_OUTER LEFT_EAR
-    RIGHT_EAR MOUTH_LEFT MOUTH_RIGHT LEFT_SHOULDER RIGHT_SHOULDER LEFT_ELBOW RIGHT_ELBOW LEFT_WRIST
-    RIGHT_WRIST LEFT_PINKY RIGHT_PINKY LEFT_INDEX RIGHT_INDEX LEFT_THUMB RIGHT_THUMB LEFT_HIP
-    RIGHT_HIP LEFT_KNEE RIGHT_KNEE LEFT_ANKLE RIGHT_ANKLE LEFT_HEEL RIGHT_HEEL LEFT_FOOT_INDEX
-    RIGHT_FOOT_INDEX""".split()
-HAND = """WRIST THUMB_CMC THUMB_MCP THUMB_IP THUMB_TIP INDEX_FINGER_MCP INDEX_FINGER_PIP INDEX_FINGER_DIP
-    INDEX_FINGER_TIP MIDDLE_FINGER_MCP MIDDLE_FINGER_PIP MIDDLE_FINGER_DIP MIDDLE_FINGER_TIP
-    RING_FINGER_MCP RING_FINGER_PIP RING_FINGER_DIP RING_FINGER_TIP PINKY_MCP PINKY_PIP PINKY_DIP
-    PINKY_TIP""".split()
-PARTS = "POSE FACE LEFT_HAND RIGHT_HAND POSE_WORLD".split()
+BODY = [
+    "NOSE",
+    "LEFT_EYE_INNER",
+    "LEFT_EYE",
+    "LEFT_EYE_OUTER",
+    "RIGHT_EYE_INNER",
+    "RIGHT_EYE",
+    "RIGHT_EYE_OUTER",
+    "LEFT_EAR",
+    "RIGHT_EAR",
+    "MOUTH_LEFT",
+    "MOUTH_RIGHT",
+    "LEFT_SHOULDER",
+    "RIGHT_SHOULDER",
+    "LEFT_ELBOW",
+    "RIGHT_ELBOW",
+    "LEFT_WRIST",
+    "RIGHT_WRIST",
+    "LEFT_PINKY",
+    "RIGHT_PINKY",
+    "LEFT_INDEX",
+    "RIGHT_INDEX",
+    "LEFT_THUMB",
+    "RIGHT_THUMB",
+    "LEFT_HIP",
+    "RIGHT_HIP",
+    "LEFT_KNEE",
+    "RIGHT_KNEE",
+    "LEFT_ANKLE",
+    "RIGHT_ANKLE",
+    "LEFT_HEEL",
+    "RIGHT_HEEL",
+    "LEFT_FOOT_INDEX",
+    "RIGHT_FOOT_INDEX",
+]
+HAND = [
+    "WRIST",
+    "THUMB_CMC",
+    "THUMB_MCP",
+    "THUMB_IP",
+    "THUMB_TIP",
+    "INDEX_FINGER_MCP",
+    "INDEX_FINGER_PIP",
+    "INDEX_FINGER_DIP",
+    "INDEX_FINGER_TIP",
+    "MIDDLE_FINGER_MCP",
+    "MIDDLE_FINGER_PIP",
+    "MIDDLE_FINGER_DIP",
+    "MIDDLE_FINGER_TIP",
+    "RING_FINGER_MCP",
+    "RING_FINGER_PIP",
+    "RING_FINGER_DIP",
+    "RING_FINGER_TIP",
+    "PINKY_MCP",
+    "PINKY_PIP",
+    "PINKY_DIP",
+    "PINKY_TIP",
+]
+PARTS = ["POSE", "FACE", "LEFT_HAND", "RIGHT_HAND", "POSE_WORLD"]
 POSE, FACE, LEFT, RIGHT, WORLD = (f"{part}_LANDMARKS" for part in PARTS)
 NAMES = {POSE: BODY, FACE: [str(i) for i in range(478)], LEFT: HAND, RIGHT: HAND, WORLD: BODY}
 LAYOUTS = {
@@ -40,23 +91,56 @@ LAYOUTS = {
     "shuffled": {WORLD: 33, RIGHT: 21, FACE: 468, LEFT: 21, POSE: 33},
 }
 # The 76 points of DESIGN.md, by MediaPipe's numbers
-POINTS = [*((LEFT, HAND[i]) for i in range(21)), *((RIGHT, HAND[i]) for i in range(21)),
-          *((POSE, BODY[i]) for i in (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16)),
-          *((FACE, str(i)) for i in (61, 291, 17, 0, 70, 105, 107, 300, 334, 336, 161, 158, 33, 163, 153, 133, 388, 385,
-                                     263, 390, 380, 362, 9))]
+POINTS = [
+    *((LEFT, HAND[i]) for i in range(21)),
+    *((RIGHT, HAND[i]) for i in range(21)),
+    *((POSE, BODY[i]) for i in (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16)),
+    *(
+        (FACE, str(i))
+        for i in (
+            61,
+            291,
+            17,
+            0,
+            70,
+            105,
+            107,
+            300,
+            334,
+            336,
+            161,
+            158,
+            33,
+            163,
+            153,
+            133,
+            388,
+            385,
+            263,
+            390,
+            380,
+            362,
+            9,
+        )
+    ),
+]
 
 
 def positions(frames, seed=0):
-    """Random pixels for every point: {(part, name): (frames, 2)}; the shoulders are some 200 pixels apart."""
+    """Random pixels of every point, {(part, name): (frames, 2)}; shoulders 200 pixels apart."""
     rng = np.random.default_rng(seed)
-    where = {(part, name): rng.uniform(100, 500, (frames, 2)) for part, names in NAMES.items() for name in names}
+    where = {
+        (part, name): rng.uniform(100, 500, (frames, 2))
+        for part, names in NAMES.items()
+        for name in names
+    }
     for side, x in (("LEFT", 400), ("RIGHT", 200)):
         where[POSE, f"{side}_SHOULDER"] = rng.normal((x, 300), 10, (frames, 2))
     return where
 
 
 def pose_bytes(where, layout=576, fps=25, version=0.1, unseen=()):
-    """A .pose file; `unseen` points have a confidence of 0, and what the tracker leaves there: zeros."""
+    """A .pose file; `unseen` points have a confidence of 0, and zeros, as trackers leave."""
     parts = {part: NAMES[part][:n] for part, n in LAYOUTS[layout].items()}
     keys = [(part, name) for part, names in parts.items() for name in names]
     xy = np.stack([where[key] * (key not in unseen) for key in keys], 1)
@@ -86,49 +170,112 @@ def write_parts(folder, data, n):
     size = -(-len(data) // n)
     for i in range(n):
         letters = chr(97 + i // 26) + chr(97 + i % 26)
-        (folder / f"iSign-poses_v1.1_part_{letters}").write_bytes(data[i * size:(i + 1) * size])
+        (folder / f"iSign-poses_v1.1_part_{letters}").write_bytes(data[i * size : (i + 1) * size])
     return str(folder / "iSign-poses_v1.1_part_*")
 
 
 def write_isign(folder, rows, clips, parts=3):
-    """iSign's layout: rows (uid, text or None) in a CSV, and clips {uid: bytes} in an archive in parts."""
+    """iSign's layout: rows (uid, text or None) in a CSV, clips {uid: bytes} in a zip in parts."""
     write_parts(folder, zipped(clips), parts)
-    (folder / "README.md").write_text("---\nconfigs:\n- config_name: iSign_v1.1\n  data_files: iSign_v1.1.csv\n"
-                                      "  default: true\n---\nA copy of the hub's layout.\n")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: iSign_v1.1\n  data_files: iSign_v1.1.csv\n"
+        "  default: true\n---\nA copy of the hub's layout.\n"
+    )
     with open(folder / "iSign_v1.1.csv", "w", newline="") as file:
         csv.writer(file).writerows([("uid", "text"), *rows])
     return str(folder)
 
 
+def settings_of(source):
+    """The names above a script's shared block."""
+    nodes = ast.parse(source[: source.index("SHARED BLOCK")]).body
+    return [node.targets[0].id for node in nodes if isinstance(node, ast.Assign)]
+
+
+SCRIPTS = (model_selection, train_final_model)
+DEFAULTS = {
+    script: {name: getattr(script, name) for name in settings_of(Path(script.__file__).read_text())}
+    for script in SCRIPTS
+}
+
+
+def set_in_both(settings):
+    """In both scripts, as if a user had edited them; those not named have their defaults."""
+    for script in SCRIPTS:
+        for name, value in {**DEFAULTS[script], **settings}.items():
+            setattr(script, name, value)
+
+
+def change(**settings):
+    """More settings in both scripts, beside those that are set."""
+    for script in SCRIPTS:
+        for name, value in settings.items():
+            setattr(script, name, value)
+
+
 def small(**changes):
-    """Settings for a tiny run, as `read_settings` gives them."""
-    settings = {name: getattr(model_selection, name) for name in vars(model_selection) if name.isupper()}
-    return SimpleNamespace(**{**settings, **dict(
-        CONFIG=None, VALIDATION_SHARE=0.3, TRAIN_CLIPS=0, VALIDATION_CLIPS=0, MAX_BAD_SHARE=0.9, MAX_FRAMES=12,
-        PROCESSES=0, EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=12, WARMUP=0.1, SEED=7), **changes})
+    """Tiny settings in both scripts; conftest.py takes them back after a test."""
+    settings = {
+        "CONFIG": None,
+        "VALIDATION_SHARE": 0.3,
+        "TRAIN_CLIPS": 0,
+        "VALIDATION_CLIPS": 0,
+        "MAX_BAD_SHARE": 0.9,
+        "MAX_FRAMES": 12,
+        "PROCESSES": 0,
+        "EMBED_DIM": 16,
+        "HIDDEN_DIM": 16,
+        "EPOCHS": 12,
+        "WARMUP": 0.1,
+        "SEED": 7,
+    }
+    set_in_both({**settings, **changes})
 
 
 def write_bert(folder):
     """A tiny BERT with a tokenizer, as `save_pretrained` leaves them."""
-    pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] hello i you want go school house water eat book good ##s".split()
-    transformers.BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(folder)
-    config = transformers.BertConfig(vocab_size=len(pieces), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                     intermediate_size=32, max_position_embeddings=80)
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "hello",
+        "i",
+        "you",
+        "want",
+        "go",
+        "school",
+        "house",
+        "water",
+        "eat",
+        "book",
+        "good",
+        "##s",
+    ]
+    transformers.BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(
+        folder
+    )
+    config = transformers.BertConfig(
+        vocab_size=len(pieces),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=80,
+    )
     torch.manual_seed(5)
     transformers.BertModel(config).save_pretrained(folder)
     return str(folder)
 
 
 def edited(source, **settings):
-    """The script with other constants: `NAME = ...`, or one of `NAME, OTHER = ..., ...`, above the shared block."""
+    """The script with other constants above its shared block, each on a line of its own."""
     for name, value in settings.items():
-        for node in ast.parse(source[:source.index("SHARED BLOCK")]).body:
-            names = [target.id for target in ast.walk(node) if isinstance(target, ast.Name)]
-            if isinstance(node, ast.Assign) and name in names:
-                values = node.value.elts if len(names) > 1 else [node.value]
-                values = [repr(value) if other == name else ast.unparse(old) for other, old in zip(names, values)]
+        for node in ast.parse(source[: source.index("SHARED BLOCK")]).body:
+            if isinstance(node, ast.Assign) and node.targets[0].id == name:
                 lines = source.splitlines(keepends=True)
-                lines[node.lineno - 1:node.end_lineno] = [f"{', '.join(names)} = {', '.join(values)}\n"]
+                lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {value!r}\n"]
                 source = "".join(lines)
                 break
         else:
@@ -141,8 +288,15 @@ def run(folder, script, *arguments, **settings):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / script).write_text(edited((ROOT / script).read_text("utf8"), **settings), "utf8")
     with open(folder / "out.txt", "wb") as out, open(folder / "err.txt", "wb") as err:
-        code = subprocess.run([sys.executable, script, *arguments], cwd=folder, stdout=out, stderr=err, timeout=300,
-                              stdin=subprocess.DEVNULL, env=os.environ).returncode
+        code = subprocess.run(
+            [sys.executable, script, *arguments],
+            cwd=folder,
+            stdout=out,
+            stderr=err,
+            timeout=300,
+            stdin=subprocess.DEVNULL,
+            env=os.environ,
+        ).returncode
     out, err = ((folder / name).read_bytes().decode() for name in ("out.txt", "err.txt"))
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     return SimpleNamespace(code=code, folder=folder, out=out, err=err, errors=errors)

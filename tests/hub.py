@@ -1,4 +1,5 @@
-"""A hub on localhost for the real client (HF_ENDPOINT): a gated data set, range requests, faults, a count of bytes."""
+"""A hub on localhost for the real client (HF_ENDPOINT): a gated data set, ranges, and faults."""
+
 import json
 import re
 import threading
@@ -11,9 +12,10 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """Serves `files` ({path: bytes}) as the data set `repo`.
 
-    `tokens`: {token: None, or the status that it gets}; no or another token gets 401. `faults`: what happens to the
-    next range requests, one after the other: 503, "cut" (half of the body, then the line drops) or None.
-    `ranges`: (path, first byte, number of bytes sent) of the range requests that were answered.
+    `tokens`: {token: None, or the status that it gets}; no or another token gets 401. `faults`:
+    what happens to the next range requests, one after the other: a status such as 503, "cut"
+    (half of the body, then the line drops), "html" (another page, status 200), "wrong" (zeros),
+    "long", or None. `ranges`: (path, first byte, number of bytes sent) of those that were answered.
     """
 
     def __init__(self, repo, files, tokens):
@@ -55,20 +57,29 @@ class Hub:
         if f"/{self.repo}" not in path:
             return self.send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
         if refused:
-            reason = {"X-Error-Code": "GatedRepo"} if not token or refused == 403 else {
-                "X-Error-Message": "Invalid credentials in Authorization header"}
+            reason = (
+                {"X-Error-Code": "GatedRepo"}
+                if not token or refused == 403
+                else {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
             return self.send(request, refused, b"", reason)
         if match := re.fullmatch(rf"/datasets/{self.repo}/resolve/[^/]+/(.+)", path):
             return self.send_file(request, match[1])
         if re.fullmatch(rf"/api/datasets/{self.repo}(/revision/[^/]+)?", path):
             siblings = [{"rfilename": name} for name in self.files]
-            return self.send_json(request, {"id": self.repo, "sha": SHA, "siblings": siblings, "tags": []})
-        entries = [{"type": "file", "path": name, "size": len(data), "oid": f"{i:040d}"}
-                   for i, (name, data) in enumerate(self.files.items())]
+            return self.send_json(
+                request, {"id": self.repo, "sha": SHA, "siblings": siblings, "tags": []}
+            )
+        entries = [
+            {"type": "file", "path": name, "size": len(data), "oid": f"{i:040d}"}
+            for i, (name, data) in enumerate(self.files.items())
+        ]
         if re.fullmatch(rf"/api/datasets/{self.repo}/tree/[^/]+/?", path):
             return self.send_json(request, entries)
         if re.fullmatch(rf"/api/datasets/{self.repo}/paths-info/[^/]+", path):
-            wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+            wanted = (
+                json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+            )
             return self.send_json(request, [entry for entry in entries if entry["path"] in wanted])
         return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
 
@@ -77,25 +88,37 @@ class Hub:
 
     def send_file(self, request, name):
         if name not in self.files:
-            return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA})
+            return self.send(
+                request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA}
+            )
         data, status = self.files[name], 200
-        headers = {"ETag": f'"{abs(hash(name)):040x}"', "X-Repo-Commit": SHA, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{abs(hash(name)):040x}"',
+            "X-Repo-Commit": SHA,
+            "Accept-Ranges": "bytes",
+        }
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range") or ""):
             first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
             with self.lock:
                 fault = self.faults.pop(0) if self.faults else None
-            if fault == 503:
-                return self.send(request, 503, b"", {})
+            if isinstance(fault, int):
+                return self.send(request, fault, b"", {})
+            if fault == "html":  # a proxy's page to log in
+                return self.send(request, 200, b"<html>Please log in</html>", {})
             headers["Content-Range"], status = f"bytes {first}-{last}/{len(data)}", 206
-            data = data[first:last + 1]
+            data = data[first : last + 1]
             if fault == "cut":
                 request.close_connection = True
                 request.send_response(status)
                 for key, value in {**headers, "Content-Length": len(data)}.items():
                     request.send_header(key, str(value))
                 request.end_headers()
-                request.wfile.write(data[:len(data) // 2])
+                request.wfile.write(data[: len(data) // 2])
                 return None
+            if fault == "wrong":
+                data = bytes(len(data))
+            if fault == "long":
+                data = data + b"more"
             with self.lock:
                 self.ranges.append((name, first, len(data)))
         return self.send(request, status, data, headers)

@@ -1,13 +1,20 @@
-"""iSign's layout behind a gate, the real client against a hub on localhost: what is read, kept, tried again, said."""
+"""iSign's layout behind a gate, by the real client: what is read, kept, tried again, and said."""
+
 import os
 import zipfile
 
 import pytest
-
 from helpers import pose_bytes, positions, run, write_isign
 from hub import Hub
 
-TINY = dict(CANDIDATES=["gru"], EMBED_DIM=16, HIDDEN_DIM=16, EPOCHS=1, MAX_FRAMES=24, MIN_GLOSS_COUNT=1)
+TINY = {
+    "CANDIDATES": ["gru"],
+    "EMBED_DIM": 16,
+    "HIDDEN_DIM": 16,
+    "EPOCHS": 1,
+    "MAX_FRAMES": 24,
+    "MIN_GLOSS_COUNT": 1,
+}
 TOKEN = "hf_thisIsTheSecretToken"
 UIDS = [f"{video:012x}-{clip}" for video in range(10) for clip in (1, 2, 3)]
 
@@ -30,8 +37,13 @@ def files(tmp_path_factory):
 def hub(files, tmp_path, monkeypatch):
     with Hub("Exploration-Lab/iSign", files[0], {TOKEN: None, "hf_noTerms": 403}) as hub:
         home = str(tmp_path / "home")
-        for name, value in {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": home,
-                            "HF_DATASETS_CACHE": f"{home}/datasets", "HUGGINGFACE_HUB_TOKEN": TOKEN}.items():
+        for name, value in {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": home,
+            "HF_DATASETS_CACHE": f"{home}/datasets",
+            "HUGGINGFACE_HUB_TOKEN": TOKEN,
+        }.items():
             monkeypatch.setenv(name, value)
         yield hub
 
@@ -42,7 +54,7 @@ def poses_read(hub):
 
 
 def results(out):
-    return out[out.index("FINAL RESULTS"):]
+    return out[out.index("FINAL RESULTS") :]
 
 
 def test_reads_each_clip_once_keeps_little_and_tries_again(hub, files, tmp_path, monkeypatch):
@@ -57,9 +69,9 @@ def test_reads_each_clip_once_keeps_little_and_tries_again(hub, files, tmp_path,
     prepared = [path for path in kept if path.suffix == ".arrow" and "gloss_to_pose" in str(path)]
     assert prepared and sum(path.stat().st_size for path in prepared) <= 60_000 * len(UIDS)
 
-    hub.requests.clear()
+    hub.ranges.clear()
     second = run(tmp_path / "second", "model_selection.py", **{**TINY, "BATCH_SIZE": 4})
-    assert second.code == 0 and hub.requests == []
+    assert second.code == 0 and poses_read(hub) == 0
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     offline = run(tmp_path / "offline", "model_selection.py", **TINY)
     assert offline.code == 0, offline.err
@@ -67,7 +79,7 @@ def test_reads_each_clip_once_keeps_little_and_tries_again(hub, files, tmp_path,
 
     for told in (first, second, offline):
         assert TOKEN not in told.out + told.err
-    written = kept + [path for path in tmp_path.rglob("*.pt")]
+    written = kept + list(tmp_path.rglob("*.pt"))
     assert not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
@@ -78,20 +90,81 @@ def test_a_subset_reads_its_own_clips_alone(hub, files, tmp_path):
     assert poses_read(hub) <= 1.3 * 9 * max(files[1].values()) + 30 * 200
 
 
+def test_a_subset_and_then_all_read_each_member_once_and_for_both_scripts(hub, files, tmp_path):
+    subset = {**TINY, "TRAIN_CLIPS": 4, "VALIDATION_CLIPS": 1}
+    final = {name: value for name, value in TINY.items() if name != "CANDIDATES"}
+    everything = {"TRAIN_CLIPS": 0, "VALIDATION_CLIPS": 0}
+    for script, arguments, settings in (
+        ("model_selection.py", [], subset),
+        ("train_final_model.py", ["--model", "gru"], {**final, **everything}),
+        ("model_selection.py", [], {**TINY, **everything}),
+    ):
+        done = run(tmp_path / script, script, *arguments, **settings)
+        assert done.code == 0, done.err
+    sizes = sorted(files[1].values())
+    # what is smaller than any member is the directory and the look at each part's beginning
+    read = sorted(size for name, _, size in hub.ranges if "part" in name and size > sizes[0] / 2)
+    assert sum(read) <= 1.05 * sum(sizes) + 2 * 2**16
+    assert len(hub.ranges) <= len(sizes) + 3 + 2 * 12  # 3 members lie across two parts
+
+
+@pytest.mark.parametrize("fault", ["html", "wrong", "long"])
+def test_a_passing_fault_of_the_hub_is_no_fault_of_a_clip(fault, hub, tmp_path):
+    hub.faults += [None] * 12 + [fault] * 3
+    first = run(tmp_path / "first", "model_selection.py", **TINY, PROCESSES=0)
+    assert first.code == 0 and "left out         none" in first.out, first.err
+    assert hub.faults == []
+
+
+@pytest.mark.parametrize("fault", ["wrong", 403])
+def test_a_fault_of_the_hub_that_stays_ends_the_run_and_is_not_kept(fault, hub, tmp_path):
+    hub.faults += [None] * 12 + [fault] * 1000
+    first = run(tmp_path / "first", "model_selection.py", **TINY, PROCESSES=0)
+    assert first.code == 1 and len(first.errors) == 1 and "Traceback" not in first.err
+    assert first.errors[0].startswith("error: the poses cannot be read any more; what was prepared")
+    assert (str(fault) if isinstance(fault, int) else "what the hub sends") in first.errors[0]
+    hub.faults.clear()
+    second = run(tmp_path / "second", "model_selection.py", **TINY)
+    assert second.code == 0 and "left out         none" in second.out, second.err
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_the_hub_says_of_the_archive_is_said(status, hub, tmp_path):
+    hub.faults += [status] * 1000
+    done = run(tmp_path / "run", "model_selection.py", **TINY)
+    assert done.code == 1 and len(done.errors) == 1 and "Traceback" not in done.err
+    assert "do not make up one zip" not in done.errors[0] and str(status) in done.errors[0]
+
+
 def test_a_hub_that_stays_away_ends_the_run_with_one_line(hub, tmp_path):
-    hub.faults += [None] * 6 + [503] * 1000
+    hub.faults += [None] * 12 + [503] * 1000
     result = run(tmp_path / "run", "model_selection.py", **TINY)
-    assert result.code == 1 and len(result.errors) == 1 and "stays: Server error '503" in result.errors[0]
+    assert (
+        result.code == 1
+        and len(result.errors) == 1
+        and "stays: Server error '503" in result.errors[0]
+    )
     assert "Traceback" not in result.err and TOKEN not in result.out + result.err
 
 
-@pytest.mark.parametrize("token, changes, said", [
-    ("hf_wrong", {}, "401 Unauthorized"),
-    ("hf_noTerms", {}, "is a gated dataset on the Hub. Visit the dataset page at "
-     "https://huggingface.co/datasets/Exploration-Lab/iSign"),
-    (TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "'Exploration-Lab/iSing' doesn't exist"),
-    (TOKEN, {"POSES": "nothing_part_*"}, "no poses at hf://datasets/Exploration-Lab/iSign/nothing_part_*"),
-])
+@pytest.mark.parametrize(
+    "token, changes, said",
+    [
+        ("hf_wrong", {}, "401 Unauthorized"),
+        (
+            "hf_noTerms",
+            {},
+            "is a gated dataset on the Hub. Visit the dataset page at "
+            "https://huggingface.co/datasets/Exploration-Lab/iSign",
+        ),
+        (TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "'Exploration-Lab/iSing' doesn't exist"),
+        (
+            TOKEN,
+            {"POSES": "nothing_part_*"},
+            "no poses at hf://datasets/Exploration-Lab/iSign/nothing_part_*",
+        ),
+    ],
+)
 def test_access_that_is_missing_gets_its_own_line(hub, tmp_path, monkeypatch, token, changes, said):
     monkeypatch.setenv("HUGGINGFACE_HUB_TOKEN", token)
     result = run(tmp_path / "run", "model_selection.py", **TINY, **changes)
