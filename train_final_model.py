@@ -291,7 +291,7 @@ def locate_data():
     dataset = str(DATASET)
     if dataset == ISIGN and token is None:
         print("!" * 80)
-        print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated, so what follows is NOT iSign,")
+        print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign,")
         print("!!  but an embedded, synthetic SAMPLE. For iSign accept its terms, and set")
         print("!!  HF_TOKEN (see the README).")
         print("!" * 80)
@@ -323,9 +323,9 @@ def state_of(paths):
 
 
 def load_tables(dataset, token):
-    """The data set's tables {split: Dataset}, and a key of their state, None: the hub knows it."""
+    """The data set's tables {split: Dataset}, and a key of the state of local files or None."""
     if dataset == "sample":
-        return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, "sample"
+        return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, None
     state, options = None, {"token": token}
     advice = ". Check the name, the network, HF_TOKEN, and that you accepted the data set's terms"
     try:

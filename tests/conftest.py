@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from helpers import SCRIPTS, set_in_both, write_bert  # noqa: E402
 
 torch.set_num_threads(1)
+datasets.disable_progress_bars()
 
 
 @pytest.fixture(autouse=True)
