@@ -20,6 +20,7 @@ class Hub:
 
     def __init__(self, repo, files, tokens):
         self.repo, self.files, self.tokens = repo, files, tokens
+        self.log_in_page = False  # a proxy's, with status 200, in place of every listing
         self.faults, self.ranges, self.requests, self.lock = [], [], [], threading.Lock()
 
     def __enter__(self):
@@ -84,7 +85,11 @@ class Hub:
         return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
 
     def send_json(self, request, value):
-        self.send(request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+        if self.log_in_page:
+            return self.send(request, 200, b"<html>Please log in</html>", {})
+        return self.send(
+            request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
+        )
 
     def send_file(self, request, name):
         if name not in self.files:
