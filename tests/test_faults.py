@@ -1,4 +1,4 @@
-"""Data that is damaged, misnamed or laid out in an odd way: what is said of it, and what is kept."""
+"""Data that is damaged, misnamed or laid out oddly: what is said of it, and what is kept."""
 
 import json
 import resource
@@ -8,7 +8,7 @@ import zipfile
 import datasets
 import numpy as np
 import pytest
-from helpers import pose_bytes, positions, run, small, write_isign, write_parts, zipped
+from helpers import pose_bytes, positions, run, small, write_isign, zipped
 from hub import Hub
 
 import model_selection as script
