@@ -29,6 +29,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 if __name__ == "__main__":  # Ctrl-C while the libraries are imported, which takes seconds
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))
@@ -84,6 +85,7 @@ WARMUP = 0.05  # share of the steps in which the rates rise; then they fall to 0
 GRAD_CLIP = 1.0  # the longest gradient; 0: any
 DURATION_WEIGHT = 0.1  # of the error of the log duration, beside the MSE
 SPEED_WEIGHT = 0.3  # of the error of the points' speeds, which keeps the hands moving
+CONFIDENCE_WEIGHT = 0.1  # of the error of which points are seen
 AVERAGE = 0.999  # of the moving average of the weights, which is evaluated and saved; 0: no average
 MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 
@@ -183,6 +185,7 @@ def check_settings():
             "GRAD_CLIP": (GRAD_CLIP, 0, 10**9),
             "DURATION_WEIGHT": (DURATION_WEIGHT, 0, 10**9),
             "SPEED_WEIGHT": (SPEED_WEIGHT, 0, 10**9),
+            "CONFIDENCE_WEIGHT": (CONFIDENCE_WEIGHT, 0, 10**9),
             "AVERAGE": (AVERAGE, 0, 0.99999),
         }
         texts = {"DATASET": DATASET, "POSES": POSES, "BERT_NAME": BERT_NAME}
@@ -847,7 +850,7 @@ def training_statistics(clips):
     statistics = {
         "mean": mean,
         "std": std,
-        "seen": count > 0,
+        "seen": count / frames,
         "seconds_per_gloss": seconds / words.total(),
     }
     statistics = {name: torch.tensor(value).float() for name, value in statistics.items()}
@@ -877,7 +880,11 @@ def knows_glosses(tokenizer):
 
 
 def tokenize(tokenizer, sentences, max_gloss_len):
-    """Gloss sentences -> tokens (B, S), token_mask (B, S). What is beyond max_gloss_len is cut."""
+    """Gloss sentences -> tokens (B, S), token_mask (B, S), glosses (B, S).
+
+    What is beyond max_gloss_len is cut. glosses: of which gloss of its sentence a token is, from 0;
+    -1 for what a pretrained encoder adds, and for padding.
+    """
     texts = [" ".join(split_glosses(sentence)[:max_gloss_len]) for sentence in sentences]
     if not knows_glosses(tokenizer):  # pretrained encoders know their words in lower case
         texts = [text.lower() for text in texts]
@@ -886,15 +893,21 @@ def tokenize(tokenizer, sentences, max_gloss_len):
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
+        return_offsets_mapping=True,
         return_tensors="pt",
     )
-    return batch["input_ids"], batch["attention_mask"].bool()
+    glosses = torch.full(batch["input_ids"].shape, -1)
+    for row, text, spans in zip(glosses, texts, batch["offset_mapping"].tolist(), strict=True):
+        for i, (_, end) in enumerate(spans):
+            if end:  # the others are of no piece of the text
+                row[i] = text[:end].count(" ")
+    return batch["input_ids"], batch["attention_mask"].bool(), glosses
 
 
 def collate(clips, tokenizer):
     """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
     poses = [torch.tensor(clip["pose"]).view(-1, POSE_DIM) for clip in clips]
-    tokens, token_mask = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
+    tokens, token_mask, _ = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
     return {
         "tokens": tokens,  # (B, S)
         "token_mask": token_mask,  # (B, S)
@@ -931,7 +944,7 @@ def to_device(batch, device):
     return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
-# ---- models: model(tokens, token_mask, n_frames=None) -> pose (B, max_frames, D), seconds (B,)
+# ---- models: model(tokens, token_mask, n_frames=None) -> Signing
 WAVES = 5  # frequencies, each twice the one before
 WAVE_DIM = 1 + 2 * WAVES
 
@@ -967,12 +980,51 @@ class TwoWayGRU(nn.Module):
             return torch.cat([there, back.gather(1, turned.expand_as(back))], -1)
 
 
-class PoseModel(nn.Module):
-    """What the models share: encode the glosses, place them on the time line, decode all frames.
+class Signing(NamedTuple):
+    """What a model makes of B sentences of S tokens."""
 
-    Every gloss predicts a duration. Running sums of the durations give each gloss its stretch of
-    the time line, and a frame reads the encoder through a soft window around these stretches. No
-    frame depends on a generated one, so that all are decoded in one call.
+    pose: torch.Tensor  # (B, max_frames, D) in shoulder widths, 0 behind the end
+    seconds: torch.Tensor  # (B,)
+    confidence: torch.Tensor  # (B, max_frames, K), logits of the points' being seen
+    order: torch.Tensor  # (B, S, S), how much of sign i is read from token j
+    durations: torch.Tensor  # (B, S), seconds of each sign
+
+
+class Plan(nn.Module):
+    """Tokens in the order of the text -> signs in signing order, as many as there are tokens.
+
+    A sign reads the tokens by attention: its query and their keys are states that know their places
+    from the front and from the back. Sign i begins by reading token i, so that of glosses that are
+    in signing order nothing is to be learned. Of a word that is not signed a sign lasts about 0 s.
+    """
+
+    longest = 32  # tokens over which the slowest wave of a place turns once
+
+    def __init__(self, states_dim):
+        super().__init__()
+        self.place = nn.Linear(2 * WAVE_DIM, states_dim)
+        self.query = nn.Linear(states_dim, states_dim)
+        self.key = nn.Linear(states_dim, states_dim)
+        self.own_token = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, states, token_mask):
+        """states (B, S, H), token_mask (B, S) -> signs (B, S, H), order (B, S, S)."""
+        step = torch.arange(states.shape[1], device=states.device).expand(token_mask.shape)
+        from_back = token_mask.sum(1, keepdim=True) - 1 - step
+        waves = [sinusoidal_features(place / self.longest) for place in (step, from_back)]
+        placed = states + self.place(torch.cat(waves, -1))
+        scores = self.query(placed) @ self.key(placed).mT / math.sqrt(states.shape[-1])
+        scores = scores + self.own_token * torch.eye(states.shape[1], device=states.device)
+        order = scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
+        return order @ states, order
+
+
+class PoseModel(nn.Module):
+    """What the models share: encode the text, plan its signs, place them on the time line, decode.
+
+    Every sign predicts a duration. Running sums of the durations give each sign its stretch of the
+    time line, and a frame reads the signs through a soft window around these stretches. No frame
+    depends on a generated one, so that all are decoded in one call.
 
     Subclasses have encode(tokens, token_mask) -> states (B, S, states_dim), and decode(queries
     (B, T, query_dim), frame_mask, states, token_mask) -> (B, T, query_dim).
@@ -986,27 +1038,29 @@ class PoseModel(nn.Module):
         self.fps = fps
         self.word_dropout = word_dropout
         self.dropout = nn.Dropout(dropout)
+        self.plan = Plan(states_dim)
         self.duration = nn.Sequential(
             nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1)
         )
-        self.log_softness = nn.Parameter(
-            torch.tensor(-2.0)
-        )  # of a window's borders, in mean glosses
+        # of a window's borders, in mean glosses
+        self.log_softness = nn.Parameter(torch.tensor(-2.0))
         self.query = nn.Linear(states_dim + 3 * WAVE_DIM, query_dim)
         self.output = nn.Linear(query_dim, pose_dim)
+        self.confidence = nn.Linear(query_dim, pose_dim // 2)
         self.register_buffer("mean", torch.zeros(pose_dim))  # see training_statistics
         self.register_buffer("std", torch.ones(pose_dim))
-        self.register_buffer("seen", torch.ones(pose_dim))
+        self.register_buffer("seen", torch.ones(pose_dim))  # share of the frames
         self.register_buffer("seconds_per_gloss", torch.ones(()))
 
     def forward(self, tokens, token_mask, n_frames=None, longest=None):
-        """tokens, token_mask (B, S) -> pose (B, max_frames, D), 0 behind the end; seconds (B,).
+        """tokens, token_mask (B, S) -> Signing.
 
         n_frames (B,), None: by the predicted durations. longest: n_frames.max(), where the caller
         knows it, so that the host need not wait for the GPU.
         """
         states = self.encode(tokens, token_mask)
-        durations = self.durations(states) * token_mask
+        signs, order = self.plan(states, token_mask)
+        durations = self.durations(signs) * token_mask
         seconds = durations.sum(1) * self.seconds_per_gloss
         if n_frames is None:
             n_frames = self.frames(seconds)
@@ -1016,27 +1070,39 @@ class PoseModel(nn.Module):
         frame_mask = step < n_frames[:, None]  # (B, T)
         time = step / self.max_frames
         phase = (step / (n_frames[:, None] - 1).clamp(min=1)).clamp(max=1)  # 0 to 1, first to last
-        queries = self.place(states, token_mask, durations, time, phase)
-        hidden = self.decode(self.dropout(queries), frame_mask, states, token_mask)
-        pose = self.output(self.dropout(hidden)).float() * self.std + self.mean
+        queries = self.place(signs, token_mask, durations, time, phase)
+        hidden = self.dropout(self.decode(self.dropout(queries), frame_mask, states, token_mask))
+        pose = self.output(hidden).float() * self.std + self.mean
         pose = pose * frame_mask[..., None]
-        return nn.functional.pad(pose, (0, 0, 0, self.max_frames - longest)), seconds
+        behind = (0, 0, 0, self.max_frames - longest)
+        return Signing(
+            pose=nn.functional.pad(pose, behind),
+            seconds=seconds,
+            confidence=nn.functional.pad(self.seen_logits(hidden), behind),
+            order=order,
+            durations=durations * self.seconds_per_gloss,
+        )
 
-    def durations(self, states):
-        """states (B, S, H) -> positive durations (B, S), in mean glosses; they begin at 1."""
+    def durations(self, signs):
+        """signs (B, S, H) -> positive durations (B, S), in mean glosses; they begin at 1."""
         inverse_of_1 = math.log(math.e - 1)  # softplus of it is 1
-        return nn.functional.softplus(self.duration(states).squeeze(-1).float() + inverse_of_1)
+        return nn.functional.softplus(self.duration(signs).squeeze(-1).float() + inverse_of_1)
+
+    def seen_logits(self, hidden):
+        """hidden (B, T, H) -> (B, T, K); they begin at the share of the frames that show a point."""
+        usual = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
+        return self.confidence(hidden).float() + usual
 
     def frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
 
-    def place(self, states, token_mask, durations, time, phase):
+    def place(self, signs, token_mask, durations, time, phase):
         """The time line: time (T,), phase (B, T) -> what each frame asks the decoder, (B, T, H).
 
-        Gloss s lasts from start[s] to end[s] = durations[0] + ... + durations[s], and a frame is at
-        phase * end[-1]. Its window over the glosses is the softmax over s of
+        Sign s lasts from start[s] to end[s] = durations[0] + ... + durations[s], and a frame is at
+        phase * end[-1]. Its window over the signs is the softmax over s of
             log sigmoid((at - start[s]) / softness) + log sigmoid((end[s] - at) / softness):
-        near 1 for the gloss within which it lies, and soft at the borders.
+        near 1 for the sign within which it lies, and soft at the borders.
         """
         end = durations.cumsum(1)  # (B, S)
         at = (phase * end[:, -1:])[..., None]  # (B, T, 1)
@@ -1048,9 +1114,9 @@ class PoseModel(nn.Module):
         window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)  # (B, T, S)
         shortest = 0.01  # mean glosses, so that nothing is divided by 0
         within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
-        position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its gloss
+        position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its sign
         time = sinusoidal_features(time).expand(*phase.shape, -1)
-        read = window.to(states.dtype) @ states
+        read = window.to(signs.dtype) @ signs
         return self.query(torch.cat([read, position, sinusoidal_features(phase), time], -1))
 
     def drop_words(self, tokens, token_mask):
@@ -1287,20 +1353,41 @@ def duration_loss(seconds, target):
     return masked_mean(error.square(), target.isfinite())
 
 
+def points_seen(pose):
+    """(B, T, D), NaN = not seen -> (B, T, K), True = seen."""
+    return pose.unflatten(-1, (-1, 2)).isfinite().all(-1)
+
+
+def confidence_loss(confidence, target, real):
+    """Binary cross-entropy of the points' being seen, over real frames.
+
+    confidence (B, max_frames, K) are logits; target (B, T, D); real (B, T).
+    """
+    seen = points_seen(target).float()
+    error = nn.functional.binary_cross_entropy_with_logits(
+        confidence[:, : target.shape[1]], seen, reduction="none"
+    )
+    return masked_mean(error, real[..., None].expand_as(error))
+
+
+def real_frames(batch):
+    """(B, T), True = a frame of a clip, of which any point may be unseen, and no padding."""
+    step = torch.arange(batch["pose"].shape[1], device=batch["pose"].device)
+    return (step < batch["n_frames"][:, None]) & batch["seconds"].isfinite()[:, None]
+
+
 def training_loss(model, batch):
     """-> the loss that is minimised, and the MSE of the pose that is within it."""
     target = batch["pose"]
-    pose, seconds = model(
-        batch["tokens"], batch["token_mask"], batch["n_frames"], longest=target.shape[1]
-    )
+    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest=target.shape[1])
     statistics = getattr(model, "module", model)  # within DistributedDataParallel
-    seen = statistics.seen
-    variance = (statistics.std.square() * seen).sum() / seen.sum()
-    mse = pose_loss(pose, target)
+    variance = statistics.std[statistics.seen > 0].square().mean()
+    mse = pose_loss(made.pose, target)
     loss = mse / variance
-    loss = loss + SPEED_WEIGHT * speed_loss(pose, target)
-    loss = loss + DURATION_WEIGHT * duration_loss(seconds, batch["seconds"])
-    return loss, mse.detach()
+    loss = loss + SPEED_WEIGHT * speed_loss(made.pose, target)
+    loss = loss + DURATION_WEIGHT * duration_loss(made.seconds, batch["seconds"])
+    confidence = confidence_loss(made.confidence, target, real_frames(batch))
+    return loss + CONFIDENCE_WEIGHT * confidence, mse.detach()
 
 
 @torch.no_grad()
@@ -1309,32 +1396,38 @@ def evaluate(model, loader, device):
 
     val_mse, val_mae and mean_pose_mse (of the training split's mean pose) in (squared) shoulder
     widths; motion, the path of the generated hands over that of the real ones; duration_error in
-    seconds. Sums over all clips and processes, divided once.
+    seconds; seen_error, the share of points in frames whose confidence is on the wrong side of 0.5.
+    Sums over all clips and processes, divided once.
     """
     model.eval()
     points = [point for point in HANDS_AND_WRISTS if point < len(model.mean) // 2]
     names = ["squares", "absolute", "mean_squares", "numbers", "path", "real_path", "late", "clips"]
+    names += ["mistaken", "points"]
     sums = torch.zeros(len(names), dtype=torch.float64, device=device)
     for batch in loader:
         batch = to_device(batch, device)
         target = batch["pose"]
         longest = target.shape[1]
-        pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
-        pose = pose[:, :longest]
+        made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
+        pose = made.pose[:, :longest]
         seen = target.isfinite()
         error = torch.where(seen, pose - target, 0)
         mean_error = torch.where(seen, model.mean - target, 0)
         real = speeds(target)[..., points]
-        made = torch.where(real.isfinite(), speeds(pose)[..., points], 0)
+        moved = torch.where(real.isfinite(), speeds(pose)[..., points], 0)
+        in_clip = real_frames(batch)[..., None]
+        mistaken = (made.confidence[:, :longest] > 0) != points_seen(target)
         values = [
             error.square().sum(),
             error.abs().sum(),
             mean_error.square().sum(),
             seen.sum(),
-            made.sum(),
+            moved.sum(),
             real.nansum(),
-            (seconds - batch["seconds"]).abs().sum(),
-            torch.ones_like(seconds).sum(),
+            (made.seconds - batch["seconds"]).abs().sum(),
+            torch.ones_like(made.seconds).sum(),
+            (mistaken & in_clip).sum(),
+            in_clip.expand_as(mistaken).sum(),
         ]
         sums += torch.stack(values).double()
     total = dict(zip(names, mean_over_processes(sums).tolist(), strict=True))
@@ -1344,6 +1437,7 @@ def evaluate(model, loader, device):
         "mean_pose_mse": total["mean_squares"] / total["numbers"],
         "motion": total["path"] / max(total["real_path"], 1e-9),
         "duration_error": total["late"] / total["clips"],
+        "seen_error": total["mistaken"] / total["points"],
     }
 
 
