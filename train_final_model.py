@@ -1097,7 +1097,7 @@ class PoseModel(nn.Module):
         return nn.functional.softplus(self.duration(signs).squeeze(-1).float() + inverse_of_1)
 
     def seen_logits(self, hidden):
-        """hidden (B, T, H) -> (B, T, K); they begin at the share of the frames that show a point."""
+        """hidden (B, T, H) -> (B, T, K); they begin at the share of frames that show a point."""
         usual = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
         return self.confidence(hidden).float() + usual
 
