@@ -879,35 +879,30 @@ def knows_glosses(tokenizer):
     return isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.WordLevel)
 
 
-def tokenize(tokenizer, sentences, max_gloss_len):
-    """Gloss sentences -> tokens (B, S), token_mask (B, S), glosses (B, S).
-
-    What is beyond max_gloss_len is cut. glosses: of which gloss of its sentence a token is, from 0;
-    -1 for what a pretrained encoder adds, and for padding.
-    """
+def tokenized(tokenizer, sentences, max_gloss_len):
+    """Gloss sentences -> the tokenizer's output. What is beyond max_gloss_len is cut."""
     texts = [" ".join(split_glosses(sentence)[:max_gloss_len]) for sentence in sentences]
     if not knows_glosses(tokenizer):  # pretrained encoders know their words in lower case
         texts = [text.lower() for text in texts]
-    batch = tokenizer(
+    return tokenizer(
         texts,
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
-        return_offsets_mapping=True,
         return_tensors="pt",
     )
-    glosses = torch.full(batch["input_ids"].shape, -1)
-    for row, text, spans in zip(glosses, texts, batch["offset_mapping"].tolist(), strict=True):
-        for i, (_, end) in enumerate(spans):
-            if end:  # the others are of no piece of the text
-                row[i] = text[:end].count(" ")
-    return batch["input_ids"], batch["attention_mask"].bool(), glosses
+
+
+def tokenize(tokenizer, sentences, max_gloss_len):
+    """Gloss sentences -> tokens (B, S), token_mask (B, S)."""
+    batch = tokenized(tokenizer, sentences, max_gloss_len)
+    return batch["input_ids"], batch["attention_mask"].bool()
 
 
 def collate(clips, tokenizer):
     """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
     poses = [torch.tensor(clip["pose"]).view(-1, POSE_DIM) for clip in clips]
-    tokens, token_mask, _ = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
+    tokens, token_mask = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
     return {
         "tokens": tokens,  # (B, S)
         "token_mask": token_mask,  # (B, S)

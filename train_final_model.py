@@ -10,6 +10,7 @@ preview_<model>.html; or predictions/.
 """
 
 import argparse
+import bisect
 import collections
 import ctypes
 import dataclasses
@@ -887,35 +888,30 @@ def knows_glosses(tokenizer):
     return isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.WordLevel)
 
 
-def tokenize(tokenizer, sentences, max_gloss_len):
-    """Gloss sentences -> tokens (B, S), token_mask (B, S), glosses (B, S).
-
-    What is beyond max_gloss_len is cut. glosses: of which gloss of its sentence a token is, from 0;
-    -1 for what a pretrained encoder adds, and for padding.
-    """
+def tokenized(tokenizer, sentences, max_gloss_len):
+    """Gloss sentences -> the tokenizer's output. What is beyond max_gloss_len is cut."""
     texts = [" ".join(split_glosses(sentence)[:max_gloss_len]) for sentence in sentences]
     if not knows_glosses(tokenizer):  # pretrained encoders know their words in lower case
         texts = [text.lower() for text in texts]
-    batch = tokenizer(
+    return tokenizer(
         texts,
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
-        return_offsets_mapping=True,
         return_tensors="pt",
     )
-    glosses = torch.full(batch["input_ids"].shape, -1)
-    for row, text, spans in zip(glosses, texts, batch["offset_mapping"].tolist(), strict=True):
-        for i, (_, end) in enumerate(spans):
-            if end:  # the others are of no piece of the text
-                row[i] = text[:end].count(" ")
-    return batch["input_ids"], batch["attention_mask"].bool(), glosses
+
+
+def tokenize(tokenizer, sentences, max_gloss_len):
+    """Gloss sentences -> tokens (B, S), token_mask (B, S)."""
+    batch = tokenized(tokenizer, sentences, max_gloss_len)
+    return batch["input_ids"], batch["attention_mask"].bool()
 
 
 def collate(clips, tokenizer):
     """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
     poses = [torch.tensor(clip["pose"]).view(-1, POSE_DIM) for clip in clips]
-    tokens, token_mask, _ = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
+    tokens, token_mask = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
     return {
         "tokens": tokens,  # (B, S)
         "token_mask": token_mask,  # (B, S)
@@ -1976,18 +1972,21 @@ def visible(made):
     return np.where(made.confidence[..., None] >= 0.5, made.pose, np.float32(np.nan))
 
 
-def planned_signs(order, durations, glosses):
-    """A sentence's order (S, S), durations (S,) and glosses (S,) of its tokens -> Generated.signs.
+def planned_signs(sentence, spans, order, durations):
+    """A sentence, where in it its S tokens stand, order (S, S) and durations (S,) -> the signs.
 
     A sign is of the gloss whose tokens it reads most; signs of one gloss side by side are one.
     """
-    reads = order @ nn.functional.one_hot(glosses + 1)[:, 1:].float()  # (S, glosses)
+    ends = list(itertools.accumulate(len(gloss) + 1 for gloss in split_glosses(sentence)))
+    reads = torch.zeros(len(order), len(ends))
+    for token, (_, end) in enumerate(spans):
+        if end:  # the others are what a pretrained encoder puts around a sentence
+            reads[:, bisect.bisect_left(ends, end)] += order[:, token]
     signs = []
     for gloss, seconds in zip(reads.argmax(1).tolist(), durations.tolist(), strict=True):
         if signs and signs[-1][0] == gloss:
-            signs[-1] = (gloss, signs[-1][1] + seconds)
-        else:
-            signs.append((gloss, seconds))
+            seconds += signs.pop()[1]
+        signs.append((gloss, seconds))
     return signs
 
 
@@ -1999,23 +1998,22 @@ def to_pixels(pose):
 def generate(model, tokenizer, sentences, max_gloss_len, device):
     """Sentences -> a Generated for each."""
     generated = []
+    never_seen = (model.seen.unflatten(-1, (-1, 2)) == 0).all(-1)
     for first in range(0, len(sentences), 64):
         some = sentences[first : first + 64]
-        tokens, token_mask, glosses = tokenize(tokenizer, some, max_gloss_len)
-        made = model(tokens.to(device), token_mask.to(device))
+        batch = tokenized(tokenizer, some, max_gloss_len)
+        token_mask = batch["attention_mask"].bool()
+        made = model(batch["input_ids"].to(device), token_mask.to(device))
+        confidence = made.confidence.sigmoid().masked_fill(never_seen, 0).cpu().numpy()
+        pose = made.pose.unflatten(-1, (-1, 2)).cpu().numpy()
         frames = model.frames(made.seconds).tolist()
-        never_seen = (model.seen.unflatten(-1, (-1, 2)) == 0).all(-1)
-        confidence = made.confidence.sigmoid().masked_fill(never_seen, 0).cpu()
-        pose = made.pose.unflatten(-1, (-1, 2)).cpu()
-        order, durations = made.order.float().cpu(), made.durations.cpu()
-        for i, n in enumerate(frames):
+        for i, (sentence, n) in enumerate(zip(some, frames, strict=True)):
             real = token_mask[i]
-            signs = planned_signs(order[i][real][:, real], durations[i][real], glosses[i][real])
-            generated.append(
-                Generated(
-                    pose[i, :n].numpy(), confidence[i, :n].numpy(), made.seconds[i].item(), signs
-                )
-            )
+            order, durations = made.order[i].float().cpu(), made.durations[i].cpu()
+            spans = [batch[i].offsets[token] for token in real.nonzero()]
+            signs = planned_signs(sentence, spans, order[real][:, real], durations[real])
+            seconds = made.seconds[i].item()
+            generated.append(Generated(pose[i, :n], confidence[i, :n], seconds, signs))
     return generated
 
 

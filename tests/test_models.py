@@ -101,8 +101,12 @@ def loader_of(part, tokens, batch_size, pose_dim=D):
     return script.make_loaders({"train": part, "validation": part}, tokens.tokenizer)["validation"]
 
 
-def loss_of(model, batch, duration_weight, speed_weight=0):
-    change(DURATION_WEIGHT=duration_weight, SPEED_WEIGHT=speed_weight)
+def loss_of(model, batch, duration_weight, speed_weight=0, confidence_weight=0):
+    change(
+        DURATION_WEIGHT=duration_weight,
+        SPEED_WEIGHT=speed_weight,
+        CONFIDENCE_WEIGHT=confidence_weight,
+    )
     return script.training_loss(model, batch)
 
 
@@ -159,8 +163,8 @@ def test_what_was_not_seen_changes_no_loss_and_gets_no_gradient():
 def test_the_loss_is_the_mean_of_the_squares_of_what_was_seen_over_the_variance(bert):
     model, tokens, _ = build("gru", bert)
     batch = script.collate(clips(), tokens.tokenizer)
-    pose, seconds = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
-    pose, seconds = pose.detach().numpy(), seconds.detach().numpy()
+    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
+    pose, seconds = made.pose.detach().numpy(), made.seconds.detach().numpy()
     squares = [
         (mine[:n] - clip["pose"].reshape(n, D)) ** 2
         for mine, clip, n in zip(pose, clips(), LENGTHS, strict=False)
@@ -236,17 +240,27 @@ def test_shapes_and_independence_from_padding(name, bert):
     n_frames = torch.tensor(LENGTHS)
     wider = torch.nn.functional.pad(token_ids, (0, 3)), torch.nn.functional.pad(mask, (0, 3))
     garbage = torch.where(wider[1], wider[0], 4)
-    pose, seconds = model(token_ids, mask, n_frames)
-    assert pose.shape == (3, FRAMES, D) and seconds.shape == (3,) and (seconds > 0).all()
-    torch.testing.assert_close(
-        model(garbage, wider[1], n_frames), (pose, seconds), rtol=1e-4, atol=1e-4
-    )
+    made = model(token_ids, mask, n_frames)
+    width = token_ids.shape[1]
+    assert made.pose.shape == (3, FRAMES, D) and made.confidence.shape == (3, FRAMES, D // 2)
+    assert made.seconds.shape == (3,) and (made.seconds > 0).all()
+    assert made.order.shape == (3, width, width) and made.durations.shape == (3, width)
+    padded = model(garbage, wider[1], n_frames)
     for i, n in enumerate(LENGTHS):
-        assert (pose[i, n:] == 0).all() and (pose[i, :n, :-2] != 0).all()
+        assert (made.pose[i, n:] == 0).all() and (made.pose[i, :n, :-2] != 0).all()
         own, own_mask = tokens(SENTENCES[i : i + 1])
-        alone, its_seconds = model(own, own_mask, torch.tensor([n]))
-        torch.testing.assert_close(alone[0], pose[i], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(its_seconds[0], seconds[i], rtol=1e-4, atol=1e-4)
+        alone = model(own, own_mask, torch.tensor([n]))
+        real, m = mask[i], own.shape[1]
+        for other, row in ((padded, i), (alone, 0)):
+            pairs = [
+                (other.pose[row], made.pose[i]),
+                (other.seconds[row], made.seconds[i]),
+                (other.confidence[row, :n], made.confidence[i, :n]),
+                (other.order[row, :m, :m], made.order[i][real][:, real]),
+                (other.durations[row, :m], made.durations[i][real]),
+            ]
+            for mine, expected in pairs:
+                torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
 
 
 @names
@@ -256,7 +270,7 @@ def test_without_n_frames_the_predicted_duration_counts(name, bert):
     token_ids, mask = tokens(SENTENCES)
     for seconds_per_gloss in (0.001, 0.07, 9):  # at least one frame, at most FRAMES
         model.seconds_per_gloss.fill_(seconds_per_gloss)
-        pose, seconds = model(token_ids, mask)
+        pose, seconds = model(token_ids, mask)[:2]
         n_frames = (seconds * 25).round().long().clamp(1, FRAMES)
         assert (pose[..., 0] != 0).sum(1).tolist() == n_frames.tolist()
         torch.testing.assert_close(model(token_ids, mask, n_frames)[0], pose)
@@ -277,9 +291,10 @@ def test_durations_are_positive_and_sum_to_the_seconds(name, bert, monkeypatch):
         raising=False,
     )
     token_ids, mask = tokens(SENTENCES)
-    _, seconds = model(token_ids, mask)
+    made = model(token_ids, mask)
     assert (seen[0][mask] > 0).all() and (seen[0][~mask] == 0).all()
-    torch.testing.assert_close(seen[0].sum(1) * 0.15, seconds)
+    torch.testing.assert_close(seen[0].sum(1) * 0.15, made.seconds)
+    torch.testing.assert_close(seen[0] * 0.15, made.durations)
 
 
 @names
@@ -291,7 +306,7 @@ def test_frames_read_the_glosses_in_their_order(name, bert, monkeypatch):
     monkeypatch.setattr(model, "encode", lambda *_: states, raising=False)
     monkeypatch.setattr(model, "decode", lambda queries, *_: queries, raising=False)
     torch.nn.init.zeros_(model.duration[-1].weight)
-    pose, _ = model(token_ids, mask, torch.tensor([6, 20]))
+    pose = model(token_ids, mask, torch.tensor([6, 20])).pose
     n = int(mask[1].sum())
     read = [
         torch.autograd.grad(pose[1, t].square().sum(), states, retain_graph=True)[0][1]
@@ -308,9 +323,7 @@ def test_frames_read_the_glosses_in_their_order(name, bert, monkeypatch):
 @torch.no_grad()
 def test_the_order_of_the_glosses_matters(name, bert):
     model, tokens, _ = build(name, bert)
-    (one, _), (other, _) = (
-        model(*tokens([text]), torch.tensor([12])) for text in ("go you", "you go")
-    )
+    one, other = (model(*tokens([text]), torch.tensor([12])).pose for text in ("go you", "you go"))
     assert (one - other).abs().max() > 1e-3
 
 
@@ -410,10 +423,13 @@ class Fixed(torch.nn.Module):
     def __init__(self, poses, seconds, mean):
         super().__init__()
         self.poses, self.seconds, self.mean = poses, seconds, mean
+        self.confidence = torch.randn(*poses.shape[:2], poses.shape[2] // 2)
 
     def forward(self, tokens, token_mask, n_frames=None, longest=None):
         chosen = tokens[:, 0]
-        return self.poses[chosen], self.seconds[chosen]
+        return script.Signing(
+            self.poses[chosen], self.seconds[chosen], self.confidence[chosen], None, None
+        )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
@@ -449,6 +465,11 @@ def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
         np.nanmean((np.concatenate(targets) - mean) ** 2), rel=1e-5
     )
     assert metrics["duration_error"] == pytest.approx(np.mean([1.5, 0.5, 0.5, 1.5]))
+    wrong = points = 0
+    for confidence, target, n in zip(model.confidence.numpy(), targets, lengths, strict=True):
+        wrong += ((confidence[:n] > 0) != np.isfinite(target[:, ::2])).sum()
+        points += n * k
+    assert metrics["seen_error"] == pytest.approx(wrong / points)
     generated = real = 0
     for pose, target, n in zip(poses, targets, lengths, strict=False):
         for t in range(1, n):
@@ -718,7 +739,7 @@ poses = {}
 for name in ("gru", "transformer", "bert"):
     model, tokenizer, length = final.load_checkpoint(f"{name}.pt")
     with torch.no_grad():
-        poses[name] = model(*final.tokenize(tokenizer, ["hello", "I want go school"], length))
+        poses[name] = [*model(*final.tokenize(tokenizer, ["hello", "I want go school"], length))]
 torch.save(poses, "loaded.pt")
 """
 
@@ -728,7 +749,7 @@ def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tmp_path):
     for name in script.MODELS:
         model, tokens, built = build(name, folder)
         with torch.no_grad():
-            poses[name] = model(*tokens(["hello", "I want go school"]))
+            poses[name] = [*model(*tokens(["hello", "I want go school"]))]
         script.save(f"{name}.pt", {**built, "weights": model.state_dict()})
         torch.load(f"{name}.pt", weights_only=True)
     (tmp_path / "bert").rename(tmp_path / "elsewhere")
@@ -739,9 +760,9 @@ def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tmp_path):
     ]
     subprocess.run([sys.executable, "-c", LOAD, ROOT], cwd=tmp_path, check=True)
     loaded = torch.load("loaded.pt")
-    for name, (pose, seconds) in poses.items():
-        assert pose.abs().max() > 0.1
-        torch.testing.assert_close(loaded[name], (pose, seconds))
+    for name, made in poses.items():
+        assert made[0].abs().max() > 0.1
+        torch.testing.assert_close(loaded[name], made)
 
 
 class Code:
