@@ -997,30 +997,38 @@ class Signing(NamedTuple):
 class Plan(nn.Module):
     """Tokens in the order of the text -> signs in signing order, as many as there are tokens.
 
-    A sign reads the tokens by attention: its query and their keys are states that know their places
-    from the front and from the back. Sign i begins by reading token i, so that of glosses that are
-    in signing order nothing is to be learned. Of a word that is not signed a sign lasts about 0 s.
+    The signs are the tokens sorted by a key. It begins as the token's place in the text, so that
+    for glosses in signing order nothing is to be learned, and is moved by the token's state and by
+    the durations of the tokens before and behind it, to which words that are not signed add
+    nothing. To have a gradient the sorting is soft (SoftSort, Prillo and Eisenschlos 2020): sign i
+    reads the tokens whose keys are near the key of rank i.
     """
 
-    longest = 32  # tokens over which the slowest wave of a place turns once
+    longest = 32  # mean glosses over which the slowest wave turns once
+    step = 4  # places that a key is moved by an output of 1
+    padding = 1e4  # a key behind all others
 
     def __init__(self, states_dim):
         super().__init__()
         self.place = nn.Linear(2 * WAVE_DIM, states_dim)
-        self.query = nn.Linear(states_dim, states_dim)
-        self.key = nn.Linear(states_dim, states_dim)
-        self.own_token = nn.Parameter(torch.tensor(3.0))
+        self.move = nn.Sequential(
+            nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1)
+        )
+        nn.init.zeros_(self.move[-1].weight)
+        nn.init.zeros_(self.move[-1].bias)
+        self.log_softness = nn.Parameter(torch.zeros(()))  # of the sorting, in places
 
-    def forward(self, states, token_mask):
-        """states (B, S, H), token_mask (B, S) -> signs (B, S, H), order (B, S, S)."""
-        step = torch.arange(states.shape[1], device=states.device).expand(token_mask.shape)
-        from_back = token_mask.sum(1, keepdim=True) - 1 - step
-        waves = [sinusoidal_features(place / self.longest) for place in (step, from_back)]
-        placed = states + self.place(torch.cat(waves, -1))
-        scores = self.query(placed) @ self.key(placed).mT / math.sqrt(states.shape[-1])
-        scores = scores + self.own_token * torch.eye(states.shape[1], device=states.device)
-        order = scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
-        return order @ states, order
+    def forward(self, states, durations, token_mask):
+        """states (B, S, H), durations (B, S), token_mask (B, S) -> order (B, S, S)."""
+        before = durations.cumsum(1) - durations
+        behind = durations.sum(1, keepdim=True) - durations - before
+        waves = [sinusoidal_features(sum_ / self.longest) for sum_ in (before, behind)]
+        moved = self.move(states + self.place(torch.cat(waves, -1))).squeeze(-1).float()
+        keys = torch.arange(states.shape[1], device=states.device) + self.step * moved
+        keys = keys.masked_fill(~token_mask, self.padding)
+        ranked = keys.sort(1).values
+        nearness = -(ranked[:, :, None] - keys[:, None]).abs() / self.log_softness.exp()
+        return nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
 
 
 class PoseModel(nn.Module):
@@ -1063,9 +1071,11 @@ class PoseModel(nn.Module):
         knows it, so that the host need not wait for the GPU.
         """
         states = self.encode(tokens, token_mask)
-        signs, order = self.plan(states, token_mask)
-        durations = self.durations(signs) * token_mask
+        durations = self.durations(states) * token_mask
         seconds = durations.sum(1) * self.seconds_per_gloss
+        order = self.plan(states, durations, token_mask)
+        signs = order.to(states.dtype) @ states
+        durations = (order @ durations[..., None]).squeeze(-1) * token_mask
         if n_frames is None:
             n_frames = self.frames(seconds)
         if longest is None:
@@ -1087,10 +1097,10 @@ class PoseModel(nn.Module):
             durations=durations * self.seconds_per_gloss,
         )
 
-    def durations(self, signs):
-        """signs (B, S, H) -> positive durations (B, S), in mean glosses; they begin at 1."""
+    def durations(self, states):
+        """states (B, S, H) -> positive durations (B, S), in mean glosses; they begin at 1."""
         inverse_of_1 = math.log(math.e - 1)  # softplus of it is 1
-        return nn.functional.softplus(self.duration(signs).squeeze(-1).float() + inverse_of_1)
+        return nn.functional.softplus(self.duration(states).squeeze(-1).float() + inverse_of_1)
 
     def seen_logits(self, hidden):
         """hidden (B, T, H) -> (B, T, K); they begin at the share of frames that show a point."""

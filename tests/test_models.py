@@ -327,6 +327,118 @@ def test_the_order_of_the_glosses_matters(name, bert):
     assert (one - other).abs().max() > 1e-3
 
 
+# ---- the plan
+
+
+@names
+@torch.no_grad()
+def test_a_fresh_plan_keeps_the_order_of_the_text(name, bert):
+    model, tokens, _ = build(name, bert)
+    torch.nn.init.zeros_(model.plan.move[-1].weight)  # as it is before `build`
+    token_ids, mask = tokens(SENTENCES)
+    made = model(token_ids, mask)
+    torch.testing.assert_close(made.order.sum(-1), torch.ones(mask.shape))
+    assert (made.order[~mask[:, None].expand_as(made.order)] == 0).all()
+    for order, n in zip(made.order, mask.sum(1).tolist(), strict=True):
+        assert order[:n].argmax(-1).tolist() == list(range(n))
+
+
+def sentences_out_of_order(rng, n):
+    """-> tokens (n, 7), mask, and for each sentence the places of its words in signing order.
+
+    Of words 2 to 9 the last one of a sentence is written second, and the article 1, which is not
+    signed, stands before some of them.
+    """
+    token_ids, orders = torch.zeros(n, 7, dtype=torch.long), []
+    for row in token_ids:
+        words, text = rng.permutation(range(2, 10))[: rng.integers(2, 5)].tolist(), []
+        for word in [words[0], words[-1], *words[1:-1]]:
+            text += [1, word] if len(text) < 5 and rng.random() < 0.3 else [word]
+        row[: len(text)] = torch.tensor(text)
+        orders.append([text.index(word) for word in words])
+    return token_ids, token_ids != 0, orders
+
+
+def test_a_plan_learns_another_order_and_passes_over_words_that_are_not_signed():
+    """What a time line gives: the signed words, one after the other, each for 1 mean gloss."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    embedding, plan = torch.nn.Embedding(10, 16), script.Plan(16)
+    parameters = [*embedding.parameters(), *plan.parameters()]
+    optimizer = torch.optim.Adam(parameters, 0.01)
+    torch.nn.init.eye_(embedding.weight)
+    for _ in range(200):
+        token_ids, mask, orders = sentences_out_of_order(rng, 16)
+        durations = mask * torch.where(token_ids == 1, 0.01, 1.0)
+        order = plan(embedding(token_ids), durations, mask)
+        loss = 0
+        for row, its_order, its_durations in zip(order, orders, durations, strict=True):
+            ends = (row @ its_durations).cumsum(0)
+            for i, place in enumerate(its_order):  # who signs in the middle of the i-th stretch?
+                nearness = torch.sigmoid(4 * (ends - i - 0.5)) * torch.sigmoid(4 * (i + 1.5 - ends))
+                loss = loss - torch.log((nearness / nearness.sum()) @ row[:, place] + 1e-6)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    token_ids, mask, orders = sentences_out_of_order(rng, 100)
+    durations = mask * torch.where(token_ids == 1, 0.01, 1.0)
+    planned = plan(embedding(token_ids), durations, mask).argmax(-1)
+    found = [
+        [place for place in row[:n].tolist() if token_ids[i, place] > 1] == orders[i]
+        for i, (row, n) in enumerate(zip(planned, mask.sum(1).tolist(), strict=True))
+    ]
+    in_order = [its_order == sorted(its_order) for its_order in orders]
+    assert np.mean(found) > 0.9 and np.mean(in_order) < 0.5
+
+
+@torch.no_grad()
+def test_words_that_are_not_signed_move_no_other_sign():
+    """A plan counts places by durations: an article of 0 s in front changes no distance of keys."""
+    plan, states = script.Plan(6), torch.randn(1, 4, 6)
+    torch.nn.init.normal_(plan.move[-1].weight)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    durations = torch.tensor([[0.0, 1.0, 0.7, 1.2]])
+    with_article = plan(states, durations, mask)[0, 1:, 1:]
+    without = plan(states[:, 1:], durations[:, 1:], mask[:, 1:])[0]
+    # the article may lie between the others; its place aside, they are read as before
+    assert with_article.shape == without.shape
+    plan.log_softness.fill_(-6.0)
+    sharp = plan(states, durations, mask)[0]
+    order = [place - 1 for place in sharp.argmax(-1).tolist() if place]
+    assert order == plan(states[:, 1:], durations[:, 1:], mask[:, 1:])[0].argmax(-1).tolist()
+
+
+# ---- confidence
+
+
+def test_the_confidence_loss_is_over_points_of_real_frames(bert):
+    model, tokens, _ = build("gru", bert)
+    batch = script.collate(clips(), tokens.tokenizer)
+    logits = model(batch["tokens"], batch["token_mask"], batch["n_frames"]).confidence
+    losses = []
+    for mine, clip, n in zip(logits.detach().numpy(), clips(), LENGTHS, strict=True):
+        seen = np.isfinite(clip["pose"].reshape(n, D)[:, ::2])
+        chance = 1 / (1 + np.exp(-mine[:n]))
+        losses += (-np.log(np.where(seen, chance, 1 - chance))).ravel().tolist()
+    with_it, without = (loss_of(model, batch, 0, 0, weight)[0].item() for weight in (0.5, 0))
+    assert with_it - without == pytest.approx(0.5 * np.mean(losses), rel=1e-4)
+    alone = model.confidence.weight, *model.output.parameters()
+    loss = script.confidence_loss(logits, batch["pose"], script.real_frames(batch))
+    of_head, *of_pose = torch.autograd.grad(loss, alone, allow_unused=True)
+    assert of_head.any() and of_pose == [None, None]
+
+
+@names
+@torch.no_grad()
+def test_confidence_begins_at_the_share_of_frames_that_show_a_point(name, bert):
+    model, tokens, _ = build(name, bert)
+    model.seen.copy_(torch.tensor([1, 1, 0.3, 0.3, 0.8, 0.8, 0, 0]))
+    torch.nn.init.zeros_(model.confidence.weight)
+    torch.nn.init.zeros_(model.confidence.bias)
+    chance = model(*tokens(SENTENCES), torch.tensor(LENGTHS)).confidence[0, 0].sigmoid()
+    torch.testing.assert_close(chance, torch.tensor([0.999, 0.3, 0.8, 0.001]))
+
+
 @torch.no_grad()
 def test_two_way_gru_begins_its_way_back_at_the_last_real_element():
     gru, x = script.TwoWayGRU(3, 8), torch.randn(2, 6, 3)
