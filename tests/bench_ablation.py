@@ -34,14 +34,14 @@ class FreeAttention(script.GRUModel):
         super().__init__(hidden_dim=hidden_dim, **sizes)
         self.search = torch.nn.Linear(2 * script.WAVE_DIM, hidden_dim)
 
-    def place(self, states, token_mask, durations, time, phase):
+    def place(self, signs, token_mask, durations, time, phase):
         time = script.sinusoidal_features(time).expand(*phase.shape, -1)
         phase = script.sinusoidal_features(phase)
         search = self.search(torch.cat([phase, time], -1))
-        scores = search @ states.transpose(1, 2) / math.sqrt(states.shape[-1])
+        scores = search @ signs.transpose(1, 2) / math.sqrt(signs.shape[-1])
         window = scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
         nowhere = torch.zeros_like(phase)
-        return self.query(torch.cat([window @ states, nowhere, phase, time], -1))
+        return self.query(torch.cat([window @ signs, nowhere, phase, time], -1))
 
 
 class TwoDecoderLayers(script.GRUModel):
@@ -54,6 +54,54 @@ class TwoDecoderLayers(script.GRUModel):
         return queries + self.second(queries, frame_mask)
 
 
+class TextOrder(script.Plan):
+    """No plan: the signs are the tokens in the order of the text."""
+
+    def forward(self, states, durations, token_mask):
+        return torch.eye(states.shape[1]).expand(len(states), -1, -1) + 0 * self.log_softness
+
+
+class KeysByPlaces(script.Plan):
+    """Keys are moved by the places of the tokens, and not by the durations around them."""
+
+    def forward(self, states, durations, token_mask):
+        return super().forward(states, token_mask.float(), token_mask)
+
+
+class Attention(script.Plan):
+    """Sign i reads the tokens by attention, and begins by reading token i."""
+
+    def __init__(self, states_dim):
+        super().__init__(states_dim)
+        self.query = torch.nn.Linear(states_dim, states_dim)
+        self.key = torch.nn.Linear(states_dim, states_dim)
+        self.own_token = torch.nn.Parameter(torch.tensor(3.0))
+
+    def scores(self, states, token_mask):
+        place = torch.arange(states.shape[1]).expand(token_mask.shape)
+        behind = token_mask.sum(1, keepdim=True) - 1 - place
+        waves = [script.sinusoidal_features(x / self.longest) for x in (place, behind)]
+        placed = states + self.place(torch.cat(waves, -1))
+        scores = self.query(placed) @ self.key(placed).mT / math.sqrt(states.shape[-1])
+        return scores + self.own_token * torch.eye(states.shape[1])
+
+    def forward(self, states, durations, token_mask):
+        scores = self.scores(states, token_mask)
+        return scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
+
+
+class Sinkhorn(Attention):
+    """The attention's rows and columns are normalised in turn, so that no token is read twice."""
+
+    def forward(self, states, durations, token_mask):
+        real = token_mask[:, None] & token_mask[:, :, None]
+        scores = self.scores(states, token_mask).masked_fill(~real, -1e4)
+        for _ in range(4):
+            for side in (1, 2):
+                scores = scores - scores.logsumexp(side, keepdim=True)
+        return scores.exp() * real
+
+
 class UsualInitialisation(script.TransformerModel):
     """PyTorch's own, whose layers do not begin as the identity."""
 
@@ -64,7 +112,7 @@ class UsualInitialisation(script.TransformerModel):
                 torch.nn.init.xavier_uniform_(weight)
 
 
-# A row's name -> other settings, and other classes by the model's name
+# A row's name -> other settings, and other classes by the model's name or in the Plan's place
 ROWS = {
     "as shipped": ({}, {}),
     "no speed loss": ({"SPEED_WEIGHT": 0.0}, {}),
@@ -77,6 +125,10 @@ ROWS = {
     "warm-up of 1 %": ({"WARMUP": 0.01}, {}),
     "half the width": ({"HIDDEN_DIM": 256, "EMBED_DIM": 128}, {}),
     "free attention, no durations": ({}, {"gru": FreeAttention}),
+    "no plan": ({}, {"Plan": TextOrder}),
+    "keys by places alone": ({}, {"Plan": KeysByPlaces}),
+    "signs read by attention": ({}, {"Plan": Attention}),
+    "attention, each token read once": ({}, {"Plan": Sinkhorn}),
     "two decoder layers": ({}, {"gru": TwoDecoderLayers}),
     "usual initialisation": ({}, {"transformer": UsualInitialisation}),
 }
@@ -86,6 +138,7 @@ SHOWN = {
     "motion": lambda run: float(run["motion"]),
     "recall@1": lambda run: run["recall_at_1"],
     "duration error, s": lambda run: float(run["duration_error"]),
+    "seen error": lambda run: float(run["seen_error"]),
     "MSE, a gloss unknown": lambda run: run["unknown_mse"] / float(run["mean_pose_mse"]),
 }
 
@@ -97,8 +150,8 @@ def recall_at_1(model, tokenizer, max_gloss_len, clips):
     poses = [clip["pose"].reshape(-1, model.mean.numel() // 2, 2) for clip in clips]
     real = np.stack([script.resample(pose, 32) for pose in poses])
     found = 0
-    for gloss, (pose, _) in zip(glosses, made, strict=True):
-        error = np.nanmean((script.resample(pose, 32) - real) ** 2, axis=(1, 2, 3))
+    for gloss, signed in zip(glosses, made, strict=True):
+        error = np.nanmean((script.resample(signed.pose, 32) - real) ** 2, axis=(1, 2, 3))
         found += glosses[int(np.nanargmin(error))] == gloss
     return found / len(glosses)
 
@@ -115,7 +168,8 @@ def train(asked):
     settings, classes = ROWS[asked["row"]]
     for name, value in {**asked["settings"], **settings}.items():
         setattr(script, name, value)
-    script.MODELS.update(classes)
+    script.Plan = classes.get("Plan", script.Plan)
+    script.MODELS.update({name: made for name, made in classes.items() if name != "Plan"})
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         script.main(["--model", asked["model"]])
