@@ -981,8 +981,8 @@ class Signing(NamedTuple):
     pose: torch.Tensor  # (B, max_frames, D) in shoulder widths, 0 behind the end
     seconds: torch.Tensor  # (B,)
     confidence: torch.Tensor  # (B, max_frames, K), logits of the points' being seen
-    order: torch.Tensor  # (B, S, S), how much of sign i is read from token j
-    durations: torch.Tensor  # (B, S), seconds of each sign
+    keys: torch.Tensor  # (B, S), by which the tokens are sorted into signing order
+    durations: torch.Tensor  # (B, S), seconds of each token, about 0 of one that is not signed
 
 
 class Plan(nn.Module):
@@ -997,6 +997,7 @@ class Plan(nn.Module):
 
     longest = 32  # mean glosses over which the slowest wave turns once
     step = 4  # places that a key is moved by an output of 1
+    softness = 0.5  # places within which keys are near each other
     padding = 1e4  # a key behind all others
 
     def __init__(self, states_dim):
@@ -1007,10 +1008,12 @@ class Plan(nn.Module):
         )
         nn.init.zeros_(self.move[-1].weight)
         nn.init.zeros_(self.move[-1].bias)
-        self.log_softness = nn.Parameter(torch.zeros(()))  # of the sorting, in places
 
     def forward(self, states, durations, token_mask):
-        """states (B, S, H), durations (B, S), token_mask (B, S) -> order (B, S, S)."""
+        """states (B, S, H), durations (B, S), token_mask (B, S) -> keys (B, S), order (B, S, S).
+
+        order: how much of sign i is read from token j.
+        """
         before = durations.cumsum(1) - durations
         behind = durations.sum(1, keepdim=True) - durations - before
         waves = [sinusoidal_features(sum_ / self.longest) for sum_ in (before, behind)]
@@ -1018,8 +1021,8 @@ class Plan(nn.Module):
         keys = torch.arange(states.shape[1], device=states.device) + self.step * moved
         keys = keys.masked_fill(~token_mask, self.padding)
         ranked = keys.sort(1).values
-        nearness = -(ranked[:, :, None] - keys[:, None]).abs() / self.log_softness.exp()
-        return nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
+        nearness = -(ranked[:, :, None] - keys[:, None]).abs() / self.softness
+        return keys, nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
 
 
 class PoseModel(nn.Module):
@@ -1064,9 +1067,9 @@ class PoseModel(nn.Module):
         states = self.encode(tokens, token_mask)
         durations = self.durations(states) * token_mask
         seconds = durations.sum(1) * self.seconds_per_gloss
-        order = self.plan(states, durations, token_mask)
+        keys, order = self.plan(states, durations, token_mask)
         signs = order.to(states.dtype) @ states
-        durations = (order @ durations[..., None]).squeeze(-1) * token_mask
+        sign_durations = (order @ durations[..., None]).squeeze(-1) * token_mask
         if n_frames is None:
             n_frames = self.frames(seconds)
         if longest is None:
@@ -1075,7 +1078,7 @@ class PoseModel(nn.Module):
         frame_mask = step < n_frames[:, None]  # (B, T)
         time = step / self.max_frames
         phase = (step / (n_frames[:, None] - 1).clamp(min=1)).clamp(max=1)  # 0 to 1, first to last
-        queries = self.place(signs, token_mask, durations, time, phase)
+        queries = self.place(signs, token_mask, sign_durations, time, phase)
         hidden = self.dropout(self.decode(self.dropout(queries), frame_mask, states, token_mask))
         pose = self.output(hidden).float() * self.std + self.mean
         pose = pose * frame_mask[..., None]
@@ -1084,7 +1087,7 @@ class PoseModel(nn.Module):
             pose=nn.functional.pad(pose, behind),
             seconds=seconds,
             confidence=nn.functional.pad(self.seen_logits(hidden), behind),
-            order=order,
+            keys=keys,
             durations=durations * self.seconds_per_gloss,
         )
 

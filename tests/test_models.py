@@ -244,7 +244,7 @@ def test_shapes_and_independence_from_padding(name, bert):
     width = token_ids.shape[1]
     assert made.pose.shape == (3, FRAMES, D) and made.confidence.shape == (3, FRAMES, D // 2)
     assert made.seconds.shape == (3,) and (made.seconds > 0).all()
-    assert made.order.shape == (3, width, width) and made.durations.shape == (3, width)
+    assert made.keys.shape == made.durations.shape == (3, width)
     padded = model(garbage, wider[1], n_frames)
     for i, n in enumerate(LENGTHS):
         assert (made.pose[i, n:] == 0).all() and (made.pose[i, :n, :-2] != 0).all()
@@ -256,7 +256,7 @@ def test_shapes_and_independence_from_padding(name, bert):
                 (other.pose[row], made.pose[i]),
                 (other.seconds[row], made.seconds[i]),
                 (other.confidence[row, :n], made.confidence[i, :n]),
-                (other.order[row, :m, :m], made.order[i][real][:, real]),
+                (other.keys[row, :m], made.keys[i][real]),
                 (other.durations[row, :m], made.durations[i][real]),
             ]
             for mine, expected in pairs:
@@ -279,22 +279,12 @@ def test_without_n_frames_the_predicted_duration_counts(name, bert):
 
 @names
 @torch.no_grad()
-def test_durations_are_positive_and_sum_to_the_seconds(name, bert, monkeypatch):
+def test_durations_are_positive_and_sum_to_the_seconds(name, bert):
     model, tokens, _ = build(name, bert)
-    seen, place = [], model.place
-    monkeypatch.setattr(
-        model,
-        "place",
-        lambda states, mask, durations, *rest: (
-            seen.append(durations) or place(states, mask, durations, *rest)
-        ),
-        raising=False,
-    )
     token_ids, mask = tokens(SENTENCES)
     made = model(token_ids, mask)
-    assert (seen[0][mask] > 0).all() and (seen[0][~mask] == 0).all()
-    torch.testing.assert_close(seen[0].sum(1) * 0.15, made.seconds)
-    torch.testing.assert_close(seen[0] * 0.15, made.durations)
+    assert (made.durations[mask] > 0).all() and (made.durations[~mask] == 0).all()
+    torch.testing.assert_close(made.durations.sum(1), made.seconds)
 
 
 @names
@@ -306,6 +296,7 @@ def test_frames_read_the_glosses_in_their_order(name, bert, monkeypatch):
     monkeypatch.setattr(model, "encode", lambda *_: states, raising=False)
     monkeypatch.setattr(model, "decode", lambda queries, *_: queries, raising=False)
     torch.nn.init.zeros_(model.duration[-1].weight)
+    torch.nn.init.zeros_(model.plan.move[-1].weight)
     pose = model(token_ids, mask, torch.tensor([6, 20])).pose
     n = int(mask[1].sum())
     read = [
@@ -336,11 +327,13 @@ def test_a_fresh_plan_keeps_the_order_of_the_text(name, bert):
     model, tokens, _ = build(name, bert)
     torch.nn.init.zeros_(model.plan.move[-1].weight)  # as it is before `build`
     token_ids, mask = tokens(SENTENCES)
-    made = model(token_ids, mask)
-    torch.testing.assert_close(made.order.sum(-1), torch.ones(mask.shape))
-    assert (made.order[~mask[:, None].expand_as(made.order)] == 0).all()
-    for order, n in zip(made.order, mask.sum(1).tolist(), strict=True):
-        assert order[:n].argmax(-1).tolist() == list(range(n))
+    states = model.encode(token_ids, mask)
+    keys, order = model.plan(states, torch.rand(mask.shape) * mask, mask)
+    torch.testing.assert_close(order.sum(-1), torch.ones(mask.shape))
+    assert (order[~mask[:, None].expand_as(order)] == 0).all()
+    for its_keys, its_order, n in zip(keys, order, mask.sum(1).tolist(), strict=True):
+        assert its_keys[:n].tolist() == its_order[:n].argmax(-1).tolist() == list(range(n))
+        assert (its_keys[n:] > 100).all()
 
 
 def sentences_out_of_order(rng, n):
@@ -370,7 +363,7 @@ def test_a_plan_learns_another_order_and_passes_over_words_that_are_not_signed()
     for _ in range(200):
         token_ids, mask, orders = sentences_out_of_order(rng, 16)
         durations = mask * torch.where(token_ids == 1, 0.01, 1.0)
-        order = plan(embedding(token_ids), durations, mask)
+        order = plan(embedding(token_ids), durations, mask)[1]
         loss = 0
         for row, its_order, its_durations in zip(order, orders, durations, strict=True):
             ends = (row @ its_durations).cumsum(0)
@@ -382,7 +375,7 @@ def test_a_plan_learns_another_order_and_passes_over_words_that_are_not_signed()
         optimizer.step()
     token_ids, mask, orders = sentences_out_of_order(rng, 100)
     durations = mask * torch.where(token_ids == 1, 0.01, 1.0)
-    planned = plan(embedding(token_ids), durations, mask).argmax(-1)
+    planned = plan(embedding(token_ids), durations, mask)[0].argsort()
     found = [
         [place for place in row[:n].tolist() if token_ids[i, place] > 1] == orders[i]
         for i, (row, n) in enumerate(zip(planned, mask.sum(1).tolist(), strict=True))
@@ -392,20 +385,17 @@ def test_a_plan_learns_another_order_and_passes_over_words_that_are_not_signed()
 
 
 @torch.no_grad()
-def test_words_that_are_not_signed_move_no_other_sign():
-    """A plan counts places by durations: an article of 0 s in front changes no distance of keys."""
+def test_a_word_that_is_not_signed_only_shifts_the_keys_behind_it():
     plan, states = script.Plan(6), torch.randn(1, 4, 6)
     torch.nn.init.normal_(plan.move[-1].weight)
     mask = torch.ones(1, 4, dtype=torch.bool)
-    durations = torch.tensor([[0.0, 1.0, 0.7, 1.2]])
-    with_article = plan(states, durations, mask)[0, 1:, 1:]
-    without = plan(states[:, 1:], durations[:, 1:], mask[:, 1:])[0]
-    # the article may lie between the others; its place aside, they are read as before
-    assert with_article.shape == without.shape
-    plan.log_softness.fill_(-6.0)
-    sharp = plan(states, durations, mask)[0]
-    order = [place - 1 for place in sharp.argmax(-1).tolist() if place]
-    assert order == plan(states[:, 1:], durations[:, 1:], mask[:, 1:])[0].argmax(-1).tolist()
+    durations = torch.tensor([[1.0, 0.0, 0.7, 1.2]])
+    spoken = [0, 2, 3]
+    keys = plan(states, durations, mask)[0][:, spoken]
+    signed_alone = plan(states[:, spoken], durations[:, spoken], mask[:, spoken])[0]
+    torch.testing.assert_close(keys - signed_alone, torch.tensor([[0.0, 1.0, 1.0]]))
+    longer = plan(states, durations + torch.tensor([0.0, 0.5, 0, 0]), mask)[0][:, spoken]
+    assert (longer - keys).abs().min() > 1e-3
 
 
 # ---- confidence
