@@ -1028,12 +1028,15 @@ class Plan(nn.Module):
 class PoseModel(nn.Module):
     """What the models share: encode the text, plan its signs, place them on the time line, decode.
 
-    Every sign predicts a duration. Running sums of the durations give each sign its stretch of the
-    time line, and a frame reads the signs through a soft window around these stretches. No frame
-    depends on a generated one, so that all are decoded in one call.
+    What is signed comes from the word alone, when and how long from the sentence around it: else a
+    model learns by heart which take of a sign it has met in which sentence. Running sums of the
+    durations give each sign its stretch of the time line, and a frame reads the signs through a
+    soft window around these stretches. No frame depends on a generated one, so that all are
+    decoded in one call.
 
-    Subclasses have encode(tokens, token_mask) -> states (B, S, states_dim), and decode(queries
-    (B, T, query_dim), frame_mask, states, token_mask) -> (B, T, query_dim).
+    Subclasses have encode(tokens, token_mask) -> words, states (B, S, states_dim), each token by
+    itself and within its sentence; and decode(queries (B, T, query_dim), frame_mask, states,
+    token_mask) -> (B, T, query_dim).
     """
 
     title = "GRU"
@@ -1064,11 +1067,11 @@ class PoseModel(nn.Module):
         n_frames (B,), None: by the predicted durations. longest: n_frames.max(), where the caller
         knows it, so that the host need not wait for the GPU.
         """
-        states = self.encode(tokens, token_mask)
+        words, states = self.encode(tokens, token_mask)
         durations = self.durations(states) * token_mask
         seconds = durations.sum(1) * self.seconds_per_gloss
         keys, order = self.plan(states, durations, token_mask)
-        signs = order.to(states.dtype) @ states
+        signs = order.to(words.dtype) @ words
         sign_durations = (order @ durations[..., None]).squeeze(-1) * token_mask
         if n_frames is None:
             n_frames = self.frames(seconds)
@@ -1145,12 +1148,13 @@ class GRUModel(PoseModel):
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
+        self.word = nn.Linear(embed_dim, hidden_dim)
         self.encoder = TwoWayGRU(embed_dim, hidden_dim)
         self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
 
     def encode(self, tokens, token_mask):
         embedded = self.dropout(self.embedding(self.drop_words(tokens, token_mask)))
-        return self.dropout(self.encoder(embedded, token_mask))
+        return self.word(embedded), self.dropout(self.encoder(embedded, token_mask))
 
     def decode(self, queries, frame_mask, states, token_mask):
         return queries + self.decoder(queries, frame_mask)
@@ -1187,8 +1191,9 @@ class TransformerModel(PoseModel):
     def encode(self, tokens, token_mask):
         place = torch.arange(tokens.shape[1], device=tokens.device)
         order = self.order(sinusoidal_features(place / self.order_scale))
-        embedded = self.dropout(self.embedding(self.drop_words(tokens, token_mask)) + order)
-        return self.core.encoder(embedded, src_key_padding_mask=~token_mask)
+        words = self.embedding(self.drop_words(tokens, token_mask))
+        states = self.core.encoder(self.dropout(words + order), src_key_padding_mask=~token_mask)
+        return self.dropout(words), states
 
     def decode(self, queries, frame_mask, states, token_mask):
         return self.core.decoder(
@@ -1217,7 +1222,8 @@ class BertModel(GRUModel):
 
     def encode(self, tokens, token_mask):
         output = self.pretrained(input_ids=tokens, attention_mask=token_mask.long())
-        return self.dropout(self.encoder_projection(output.last_hidden_state))
+        states = self.dropout(self.encoder_projection(output.last_hidden_state))
+        return states, states
 
     def param_groups(self):
         pretrained = set(self.pretrained.parameters())

@@ -289,18 +289,18 @@ def test_durations_are_positive_and_sum_to_the_seconds(name, bert):
 
 @names
 def test_frames_read_the_glosses_in_their_order(name, bert, monkeypatch):
-    """With even durations and no context, a frame reads the gloss that has its place."""
+    """With even durations a frame reads the gloss that has its place."""
     model, tokens, _ = build(name, bert)
     token_ids, mask = tokens(["hello", "I want go school"])
-    states = model.encode(token_ids, mask).detach().requires_grad_()
-    monkeypatch.setattr(model, "encode", lambda *_: states, raising=False)
+    words, states = (made.detach().requires_grad_() for made in model.encode(token_ids, mask))
+    monkeypatch.setattr(model, "encode", lambda *_: (words, states), raising=False)
     monkeypatch.setattr(model, "decode", lambda queries, *_: queries, raising=False)
     torch.nn.init.zeros_(model.duration[-1].weight)
     torch.nn.init.zeros_(model.plan.move[-1].weight)
     pose = model(token_ids, mask, torch.tensor([6, 20])).pose
     n = int(mask[1].sum())
     read = [
-        torch.autograd.grad(pose[1, t].square().sum(), states, retain_graph=True)[0][1]
+        torch.autograd.grad(pose[1, t].square().sum(), words, retain_graph=True)[0][1]
         .norm(dim=-1)
         .argmax()
         .item()
@@ -327,7 +327,7 @@ def test_a_fresh_plan_keeps_the_order_of_the_text(name, bert):
     model, tokens, _ = build(name, bert)
     torch.nn.init.zeros_(model.plan.move[-1].weight)  # as it is before `build`
     token_ids, mask = tokens(SENTENCES)
-    states = model.encode(token_ids, mask)
+    _, states = model.encode(token_ids, mask)
     keys, order = model.plan(states, torch.rand(mask.shape) * mask, mask)
     torch.testing.assert_close(order.sum(-1), torch.ones(mask.shape))
     assert (order[~mask[:, None].expand_as(order)] == 0).all()
@@ -396,6 +396,17 @@ def test_a_word_that_is_not_signed_only_shifts_the_keys_behind_it():
     torch.testing.assert_close(keys - signed_alone, torch.tensor([[0.0, 1.0, 1.0]]))
     longer = plan(states, durations + torch.tensor([0.0, 0.5, 0, 0]), mask)[0][:, spoken]
     assert (longer - keys).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+@torch.no_grad()
+def test_what_a_word_says_by_itself_is_the_same_in_every_sentence(name, bert):
+    model, tokens, _ = build(name, bert)
+    (one, in_one), (other, in_other) = (
+        model.encode(*tokens([text])) for text in ("go you", "hello go school")
+    )
+    torch.testing.assert_close(one[0, 0], other[0, 1])
+    assert (in_one[0, 0] - in_other[0, 1]).abs().max() > 1e-3
 
 
 # ---- confidence
