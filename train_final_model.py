@@ -11,6 +11,7 @@ preview_<model>.html; or predictions/.
 
 import argparse
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import datetime
@@ -128,6 +129,7 @@ HANDS_AND_WRISTS = [*range(2 * len(HAND)), *WRISTS]
 MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
 MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
 MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
+END_OF_ZIP = 22  # bytes of a zip's last record, of which a comment is the end
 SHARD = 2000  # clips of one file of the cache: what a killed preparation can lose
 PREPARATION = 1  # the version of the prepared clips: another one prepares all of them anew
 CLIP = datasets.Features(
@@ -322,23 +324,53 @@ def state_of(paths):
     return cache_key(files)
 
 
+def path_for_library(folder):
+    """A folder -> a path of it that `datasets` takes as it is.
+
+    The library needs the folder's name, which "." lacks, and takes every path for a pattern, so
+    that it finds nothing in run[1]: it reads such a folder by a link in the cache.
+    """
+    folder = os.path.realpath(folder)
+    if glob.escape(folder) == folder:
+        return folder
+    link = Path(datasets.config.HF_DATASETS_CACHE, f"folder_{cache_key(folder)}")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(folder)
+    return str(link)
+
+
+def read_tables(path, options):
+    """A data set's files -> {split: Dataset}.
+
+    In a CSV the library would guess from each 10,000 rows what a column holds. All of it is text:
+    001 and 1e5 are uids and no numbers, NA is a uid and no gap, a column without a text is no
+    column of numbers.
+    """
+    for text in ("text", "gloss"):
+        columns = datasets.Features({name: datasets.Value("string") for name in ("uid", text)})
+        as_text = {"features": columns, "na_filter": False}
+        try:
+            return datasets.load_dataset(path, CONFIG, **options, **as_text)
+        except (ValueError, datasets.exceptions.DatasetGenerationError):
+            continue  # it is no CSV, or has other columns
+    return datasets.load_dataset(path, CONFIG, **options)
+
+
 def load_tables(dataset, token):
     """The data set's tables {split: Dataset}, and a key of the state of local files or None."""
     if dataset == "sample":
         return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, None
-    state, options = None, {"token": token}
+    path, state, options = dataset, None, {"token": token}
     advice = ". Check the name, the network, HF_TOKEN, and that you accepted the data set's terms"
     try:
         if os.path.isdir(dataset):  # the library's own cache knows a folder by its name alone
-            builder = datasets.load_dataset_builder(dataset, CONFIG)
+            path = path_for_library(dataset)
+            builder = datasets.load_dataset_builder(path, CONFIG)
             splits = (builder.config.data_files or {}).values()
-            state = state_of([path for paths in splits for path in paths])
+            state = state_of([file for files in splits for file in files])
             options["cache_dir"] = f"{datasets.config.HF_DATASETS_CACHE}/local_{state}"
-        try:  # of a CSV: 001 and 1e5 are uids, and no numbers
-            as_text = {"converters": {"uid": str}}
-            return datasets.load_dataset(dataset, CONFIG, **options, **as_text), state
-        except ValueError:  # it is no CSV
-            return datasets.load_dataset(dataset, CONFIG, **options), state
+        return read_tables(path, options), state
     except Exception as error:  # of the library, which has many kinds
         message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
         if not os.path.exists(dataset):
@@ -406,7 +438,7 @@ def choose_rows(rows, splits):
     left_out, seen = collections.Counter(), set()
     usable = {"train": [], "validation": []}
     for i, gloss in enumerate(glosses):
-        if not split_glosses(gloss) or gloss == "nan ":
+        if not split_glosses(gloss) or gloss.strip() == "nan":
             left_out["no text"] += 1
         elif (splits[i], uids[i]) in seen:
             left_out["uid twice"] += 1
@@ -559,10 +591,25 @@ class PoseArchive:
         self.parts.seek(offset)
         return self.parts.read(4) == b"PK\x03\x04"
 
+    def check_ends(self, offsets):
+        """SystemExit where the first or the last part is foreign: zipfile looks for the zip in
+        what it is given, whatever stands before or behind it."""
+        foreign = None
+        if offsets and offsets[0] > 0 and self.is_member(offsets[0]):
+            foreign = self.parts.paths[0]
+        self.parts.read_ahead(0)
+        self.parts.seek(-END_OF_ZIP - len(self.zip.comment), os.SEEK_END)
+        if self.parts.read(4) != b"PK\x05\x06":
+            foreign = self.parts.paths[-1]
+        if foreign:
+            raise SystemExit(f"error: {foreign} is no part of the zip that the other parts make up")
+
     def check_parts(self, members):
         """SystemExit where a part is missing, foreign or in another's place: where the directory
         has the first member of a part, there must be one."""
         offsets = sorted(info.header_offset for info in members)
+        if len(self.parts.paths) > 1:
+            self.check_ends(offsets)
         # zipfile moves all of them where the file is longer or shorter than the directory says
         moved = 0 if not offsets or self.is_member(offsets[0]) else offsets[0]
         bounds = zip(self.parts.paths, self.parts.starts, self.parts.starts[1:], strict=False)
