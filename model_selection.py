@@ -295,6 +295,9 @@ def locate_data():
     pattern = str(POSES)
     if os.path.exists(pattern):
         return dataset, glob.escape(pattern), token
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):  # its name is no pattern, as in run[1]/part_*
+        pattern = os.path.join(glob.escape(folder), name)
     if not glob.glob(pattern) and not os.path.isabs(pattern):
         if os.path.isdir(dataset):
             pattern = os.path.join(glob.escape(dataset), pattern)
@@ -320,33 +323,48 @@ def path_for_library(folder):
     """A folder -> a path of it that `datasets` takes as it is.
 
     The library needs the folder's name, which "." lacks, and takes every path for a pattern, so
-    that it finds nothing in run[1]: it reads such a folder by a link in the cache.
+    that it finds nothing in run[1]: the files of such a folder are linked to in the cache.
     """
     folder = os.path.realpath(folder)
     if glob.escape(folder) == folder:
         return folder
-    link = Path(datasets.config.HF_DATASETS_CACHE, f"folder_{cache_key(folder)}")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        link.symlink_to(folder)
-    return str(link)
+    links = Path(datasets.config.HF_DATASETS_CACHE, f"links_{cache_key(folder)}")
+    links.mkdir(parents=True, exist_ok=True)
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileExistsError):
+            (links / name).symlink_to(os.path.join(folder, name))
+    return str(links)
+
+
+def has_no_row(path):
+    """Whether it is a CSV of a header alone, whose columns have no type for the library."""
+    if not path.endswith(".csv"):
+        return False
+    with open(path, "rb") as file:
+        return file.readline().strip() != b"" and not any(line.strip() for line in file)
+
+
+def local_tables(folder):
+    """A local folder -> its path for the library, and the state of the files that it will read."""
+    path = path_for_library(folder)
+    files_of = datasets.load_dataset_builder(path, CONFIG).config.data_files or {}
+    for split, files in files_of.items():
+        if all(has_no_row(file) for file in files):
+            raise SystemExit(f"error: the {split} split of DATASET {folder!r} has no row")
+    return path, state_of([file for files in files_of.values() for file in files])
 
 
 def read_tables(path, options):
     """A data set's files -> {split: Dataset}.
 
-    In a CSV the library would guess from each 10,000 rows what a column holds. All of it is text:
-    001 and 1e5 are uids and no numbers, NA is a uid and no gap, a column without a text is no
-    column of numbers.
+    What is read of a CSV is text. The library would guess it from the values: 001 and 1e5 are uids
+    and no numbers, NA is a uid and no gap, and 10,000 rows without a text are no numbers.
     """
-    for text in ("text", "gloss"):
-        columns = datasets.Features({name: datasets.Value("string") for name in ("uid", text)})
-        as_text = {"features": columns, "na_filter": False}
-        try:
-            return datasets.load_dataset(path, CONFIG, **options, **as_text)
-        except (ValueError, datasets.exceptions.DatasetGenerationError):
-            continue  # it is no CSV, or has other columns
-    return datasets.load_dataset(path, CONFIG, **options)
+    as_text = {"converters": {"uid": str, "text": str, "gloss": str}, "na_filter": False}
+    try:
+        return datasets.load_dataset(path, CONFIG, **options, **as_text)
+    except ValueError:  # it is no CSV
+        return datasets.load_dataset(path, CONFIG, **options)
 
 
 def load_tables(dataset, token):
@@ -357,10 +375,7 @@ def load_tables(dataset, token):
     advice = ". Check the name, the network, HF_TOKEN, and that you accepted the data set's terms"
     try:
         if os.path.isdir(dataset):  # the library's own cache knows a folder by its name alone
-            path = path_for_library(dataset)
-            builder = datasets.load_dataset_builder(path, CONFIG)
-            splits = (builder.config.data_files or {}).values()
-            state = state_of([file for files in splits for file in files])
+            path, state = local_tables(dataset)
             options["cache_dir"] = f"{datasets.config.HF_DATASETS_CACHE}/local_{state}"
         return read_tables(path, options), state
     except Exception as error:  # of the library, which has many kinds

@@ -69,7 +69,7 @@ LOCAL_TABLES = {
         "'utf-8' codec can't decode byte 0xe9",
     ),
     "empty": (b"", "No columns to parse from file"),
-    "no row": (b"uid,text\n", "no row of the train split has a text (none)"),
+    "no row": (b"uid,text\n", "the train split of DATASET"),
     "null glosses": (
         b"uid,text\n" + b"".join(b"%d,\n" % i for i in range(4)),
         "no row of the train split has a text (",
