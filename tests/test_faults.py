@@ -147,6 +147,26 @@ def test_uids_that_are_words_for_nothing_are_texts(tmp_path, capsys):
     assert len(glosses(clips)) == 7 and left_out(capsys) == "1 no .pose file"
 
 
+def test_words_for_nothing_are_texts_and_nothing_is_none(tmp_path, capsys):
+    texts = ["NA", "null", "None", 'a "quoted" word', "two\nlines", "1e5", "007", "True"]
+    none = ["nan", "nan ", "", " "]
+    uids = [f"{i:012x}-1" for i in range(len(texts) + len(none))]
+    rows = list(zip(uids, texts + none, strict=True))
+    clips = load(write_isign(tmp_path / "data", rows, clips_of(*uids)))
+    assert glosses(clips) == sorted(texts) and left_out(capsys) == "4 no text"
+
+
+@pytest.mark.parametrize("column", ["uid", "text"])
+def test_10000_rows_of_nothing_do_not_make_a_column_of_numbers(column, tmp_path, capsys):
+    uids = [f"{i:012x}-1" for i in range(6)]
+    empty = ("", "go") if column == "uid" else ("x", "")
+    rows = [empty] * 10_000 + [(uid, "home") for uid in uids]
+    small(DATASET=write_isign(tmp_path / "data", rows, clips_of(*uids)))
+    table = script.load_rows(script.DATASET, None)[0]
+    assert table["uid"][-6:] == uids and table["gloss"][-6:] == ["home"] * 6
+    assert table["gloss"][0] == empty[1]
+
+
 def test_a_quote_that_swallows_rows_is_reported(tmp_path, capsys):
     uids = [f"{i:012x}-1" for i in range(10)]
     folder = write_isign(tmp_path / "data", [], clips_of(*uids))
@@ -427,6 +447,19 @@ def hub(tmp_path, monkeypatch):
         }.items():
             monkeypatch.setenv(name, value)
         yield hub
+
+
+def test_the_hubs_csv_is_text_also_from_the_cache(hub, tmp_path, monkeypatch):
+    uids = ["001", "1e5", "NA", "null", "1.0", "x"]
+    rows = [(uid, "NA" if uid == "x" else None if uid == "1.0" else "go") for uid in uids]
+    write_isign(tmp_path / "other", rows, clips_of(*uids))
+    hub.files.clear()
+    hub.files.update({path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()})
+    for offline in ("0", "1"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        done = run(tmp_path / "run", "model_selection.py", **TINY)
+        assert done.code == 0 and "left out         1 no text\n" in done.out, done.err
+        assert "4 train, 1 validation" in done.out
 
 
 def one_line(done):
