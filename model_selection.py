@@ -553,6 +553,11 @@ def read_range(fs, path, start, end):
     return data
 
 
+# What the libraries raise where bytes are damaged: the zip's, and the hub's in its listings (a
+# JSONDecodeError, which is a ValueError)
+DAMAGED = (FaultyRead, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
 def is_local(fs):
     return "file" in fs.protocol
 
@@ -564,7 +569,7 @@ def read_again(fs, read):
         time.sleep(pause)
         try:
             return read()
-        except (FaultyRead, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        except DAMAGED as error:
             if is_local(fs):
                 raise BadClip("damaged in the archive") from error
             problem = error

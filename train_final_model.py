@@ -561,6 +561,11 @@ def read_range(fs, path, start, end):
     return data
 
 
+# What the libraries raise where bytes are damaged: the zip's, and the hub's in its listings (a
+# JSONDecodeError, which is a ValueError)
+DAMAGED = (FaultyRead, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
 def is_local(fs):
     return "file" in fs.protocol
 
@@ -572,7 +577,7 @@ def read_again(fs, read):
         time.sleep(pause)
         try:
             return read()
-        except (FaultyRead, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        except DAMAGED as error:
             if is_local(fs):
                 raise BadClip("damaged in the archive") from error
             problem = error
@@ -1897,13 +1902,13 @@ def aligned_error(made, real):
     """
     seen = np.isfinite(real).all(-1)
     real, seen = real[seen.any(1)], seen[seen.any(1)]
-    distance = np.linalg.norm(made[:, None] - np.nan_to_num(real)[None], axis=-1)  # (N, M, K)
-    costs = (np.where(seen, distance, 0).sum(-1) / seen.sum(-1)).tolist()
+    real = np.nan_to_num(real)
     before = [(math.inf, 0)] * (len(real) + 1)  # of each cell the lowest sum, and its pairs
     before[0] = (0.0, 0)
-    for row in costs:
+    for frame in made:  # one by one: of long clips a table of all pairs takes gigabytes
+        distance = np.where(seen, np.linalg.norm(frame - real, axis=-1), 0)  # (M, K)
         current = [(math.inf, 0)]
-        for j, cost in enumerate(row, 1):
+        for j, cost in enumerate((distance.sum(-1) / seen.sum(-1)).tolist(), 1):
             total, pairs = min(before[j - 1], before[j], current[j - 1])
             current.append((total + cost, pairs + 1))
         before = current

@@ -267,6 +267,28 @@ def test_parts_that_do_not_fit_are_named_at_the_start(fault, tmp_path, monkeypat
     assert words in said and f"iSign-poses_v1.1_{name}" in said
 
 
+@pytest.mark.parametrize("remote", [True, False])
+def test_what_is_no_json_and_no_text_is_a_fault_of_the_hub_or_of_the_disk(remote, monkeypatch):
+    answers = [json.JSONDecodeError("Expecting value", "", 0), UnicodeError("no text"), b"pose"]
+    monkeypatch.setattr(script.time, "sleep", lambda _: None)
+    monkeypatch.setattr(script, "is_local", lambda _: not remote)
+
+    def read():
+        answer = answers.pop(0)
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
+
+    if remote:
+        assert script.read_again(None, read) == b"pose"
+        answers[:] = [ValueError("no length")] * 4
+        with pytest.raises(OSError, match="what the hub sends cannot be right: no length"):
+            script.read_again(None, read)
+    else:
+        with pytest.raises(script.BadClip, match="damaged in the archive"):
+            script.read_again(None, read)
+
+
 def test_a_json_beside_each_pose_changes_nothing(tmp_path, capsys):
     clips = clips_of(*UIDS)
     folder = write_isign(tmp_path / "data", [(uid, "go") for uid in UIDS], {})

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,15 @@ def test_the_aligned_error_of_known_answers():
     assert 0.1 < final.aligned_error(real + np.array([3, 4]), real) <= 5.001
     gaps = np.concatenate([real[:10], np.full((5, 2, 2), np.nan), real[10:]])
     assert final.aligned_error(real + 1, gaps) == pytest.approx(final.aligned_error(real + 1, real))
+
+
+def test_the_aligned_error_of_long_clips_needs_no_table_of_all_pairs():
+    made, real = np.zeros((1000, 8, 2), np.float32), np.ones((1500, 8, 2), np.float32)
+    tracemalloc.start()
+    error = final.aligned_error(made, real)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(error - 2**0.5) < 1e-5 and peak < 4 * 2**20  # all pairs take 92 MiB
 
 
 def test_a_point_that_no_training_clip_shows_costs_nothing_in_the_aligned_error(tiny, monkeypatch):
