@@ -283,6 +283,29 @@ def test_a_signal_to_all_processes_while_clips_are_prepared_is_one_line(number, 
     assert not [child for child in children if is_running(child)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_while_a_model_is_trained_is_one_line(number, tmp_path):
+    settings = {**SETTINGS, "PROCESSES": 2, "EPOCHS": 1000, "PATIENCE": 1000}
+    source = edited((ROOT / "train_final_model.py").read_text("utf8"), **settings)
+    source = source.replace("sample_rows(320, 1)", "sample_rows(16, 1)")
+    Path("train_final_model.py").write_text(
+        source.replace("sample_rows(80, 2)", "sample_rows(4, 2)")
+    )
+    with open("out.txt", "w") as out, open("err.txt", "w") as err:
+        command = [sys.executable, "train_final_model.py", "--model", "gru"]
+        run = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
+    end = time.time() + 120
+    while not Path(LAST).exists():
+        assert run.poll() is None and time.time() < end, Path("err.txt").read_text()
+        time.sleep(0.01)
+    children = children_of(run.pid)
+    os.killpg(run.pid, number)
+    assert run.wait(60) == 130 and Path("err.txt").read_text() == ""
+    assert Path("out.txt").read_text().endswith("--model gru --resume\n")
+    time.sleep(1)
+    assert len(children) >= 2 and not [child for child in children if is_running(child)]
+
+
 def is_running(pid):
     """And is no zombie, which has no command line."""
     with contextlib.suppress(OSError):
