@@ -12,6 +12,7 @@ preview_<model>.html; or predictions/.
 import argparse
 import bisect
 import collections
+import contextlib
 import ctypes
 import dataclasses
 import datetime
@@ -131,6 +132,7 @@ HANDS_AND_WRISTS = [*range(2 * len(HAND)), *WRISTS]
 MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
 MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
 MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
+END_OF_ZIP = 22  # bytes of a zip's last record, of which a comment is the end
 SHARD = 2000  # clips of one file of the cache: what a killed preparation can lose
 PREPARATION = 1  # the version of the prepared clips: another one prepares all of them anew
 CLIP = datasets.Features(
@@ -305,6 +307,9 @@ def locate_data():
     pattern = str(POSES)
     if os.path.exists(pattern):
         return dataset, glob.escape(pattern), token
+    folder, name = os.path.split(pattern)
+    if os.path.isdir(folder):  # its name is no pattern, as in run[1]/part_*
+        pattern = os.path.join(glob.escape(folder), name)
     if not glob.glob(pattern) and not os.path.isabs(pattern):
         if os.path.isdir(dataset):
             pattern = os.path.join(glob.escape(dataset), pattern)
@@ -326,23 +331,65 @@ def state_of(paths):
     return cache_key(files)
 
 
+def path_for_library(folder):
+    """A folder -> a path of it that `datasets` takes as it is.
+
+    The library needs the folder's name, which "." lacks, and takes every path for a pattern, so
+    that it finds nothing in run[1]: the files of such a folder are linked to in the cache.
+    """
+    folder = os.path.realpath(folder)
+    if glob.escape(folder) == folder:
+        return folder
+    links = Path(datasets.config.HF_DATASETS_CACHE, f"links_{cache_key(folder)}")
+    links.mkdir(parents=True, exist_ok=True)
+    for name in os.listdir(folder):
+        with contextlib.suppress(FileExistsError):
+            (links / name).symlink_to(os.path.join(folder, name))
+    return str(links)
+
+
+def has_no_row(path):
+    """Whether it is a CSV of a header alone, whose columns have no type for the library."""
+    if not path.endswith(".csv"):
+        return False
+    with open(path, "rb") as file:
+        return file.readline().strip() != b"" and not any(line.strip() for line in file)
+
+
+def local_tables(folder):
+    """A local folder -> its path for the library, and the state of the files that it will read."""
+    path = path_for_library(folder)
+    files_of = datasets.load_dataset_builder(path, CONFIG).config.data_files or {}
+    for split, files in files_of.items():
+        if all(has_no_row(file) for file in files):
+            raise SystemExit(f"error: the {split} split of DATASET {folder!r} has no row")
+    return path, state_of([file for files in files_of.values() for file in files])
+
+
+def read_tables(path, options):
+    """A data set's files -> {split: Dataset}.
+
+    What is read of a CSV is text. The library would guess it from the values: 001 and 1e5 are uids
+    and no numbers, NA is a uid and no gap, and 10,000 rows without a text are no numbers.
+    """
+    as_text = {"converters": {"uid": str, "text": str, "gloss": str}, "na_filter": False}
+    try:
+        return datasets.load_dataset(path, CONFIG, **options, **as_text)
+    except ValueError:  # it is no CSV
+        return datasets.load_dataset(path, CONFIG, **options)
+
+
 def load_tables(dataset, token):
     """The data set's tables {split: Dataset}, and a key of the state of local files or None."""
     if dataset == "sample":
         return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, None
-    state, options = None, {"token": token}
+    path, state, options = dataset, None, {"token": token}
     advice = ". Check the name, the network, HF_TOKEN, and that you accepted the data set's terms"
     try:
         if os.path.isdir(dataset):  # the library's own cache knows a folder by its name alone
-            builder = datasets.load_dataset_builder(dataset, CONFIG)
-            splits = (builder.config.data_files or {}).values()
-            state = state_of([path for paths in splits for path in paths])
+            path, state = local_tables(dataset)
             options["cache_dir"] = f"{datasets.config.HF_DATASETS_CACHE}/local_{state}"
-        try:  # of a CSV: 001 and 1e5 are uids, and no numbers
-            as_text = {"converters": {"uid": str}}
-            return datasets.load_dataset(dataset, CONFIG, **options, **as_text), state
-        except ValueError:  # it is no CSV
-            return datasets.load_dataset(dataset, CONFIG, **options), state
+        return read_tables(path, options), state
     except Exception as error:  # of the library, which has many kinds
         message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
         if not os.path.exists(dataset):
@@ -410,7 +457,7 @@ def choose_rows(rows, splits):
     left_out, seen = collections.Counter(), set()
     usable = {"train": [], "validation": []}
     for i, gloss in enumerate(glosses):
-        if not split_glosses(gloss) or gloss == "nan ":
+        if not split_glosses(gloss) or gloss.strip() == "nan":
             left_out["no text"] += 1
         elif (splits[i], uids[i]) in seen:
             left_out["uid twice"] += 1
@@ -518,6 +565,11 @@ def read_range(fs, path, start, end):
     return data
 
 
+# What the libraries raise where bytes are damaged: the zip's, and the hub's in its listings (a
+# JSONDecodeError, which is a ValueError)
+DAMAGED = (FaultyRead, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+
+
 def is_local(fs):
     return "file" in fs.protocol
 
@@ -529,7 +581,7 @@ def read_again(fs, read):
         time.sleep(pause)
         try:
             return read()
-        except (FaultyRead, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+        except DAMAGED as error:
             if is_local(fs):
                 raise BadClip("damaged in the archive") from error
             problem = error
@@ -563,10 +615,25 @@ class PoseArchive:
         self.parts.seek(offset)
         return self.parts.read(4) == b"PK\x03\x04"
 
+    def check_ends(self, offsets):
+        """SystemExit where the first or the last part is foreign: zipfile looks for the zip in
+        what it is given, whatever stands before or behind it."""
+        foreign = None
+        if offsets and offsets[0] > 0 and self.is_member(offsets[0]):
+            foreign = self.parts.paths[0]
+        self.parts.read_ahead(0)
+        self.parts.seek(-END_OF_ZIP - len(self.zip.comment), os.SEEK_END)
+        if self.parts.read(4) != b"PK\x05\x06":
+            foreign = self.parts.paths[-1]
+        if foreign:
+            raise SystemExit(f"error: {foreign} is no part of the zip that the other parts make up")
+
     def check_parts(self, members):
         """SystemExit where a part is missing, foreign or in another's place: where the directory
         has the first member of a part, there must be one."""
         offsets = sorted(info.header_offset for info in members)
+        if len(self.parts.paths) > 1:
+            self.check_ends(offsets)
         # zipfile moves all of them where the file is longer or shorter than the directory says
         moved = 0 if not offsets or self.is_member(offsets[0]) else offsets[0]
         bounds = zip(self.parts.paths, self.parts.starts, self.parts.starts[1:], strict=False)
@@ -1590,6 +1657,7 @@ def run_script(main):
 
     def stop(number, frame):
         if os.getpid() == script:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch reports the processes' ends
             raise KeyboardInterrupt
         if number == signal.SIGTERM:
             signal.alarm(1)  # which ends this process in a second
@@ -1944,13 +2012,13 @@ def aligned_error(made, real):
     """
     seen = np.isfinite(real).all(-1)
     real, seen = real[seen.any(1)], seen[seen.any(1)]
-    distance = np.linalg.norm(made[:, None] - np.nan_to_num(real)[None], axis=-1)  # (N, M, K)
-    costs = (np.where(seen, distance, 0).sum(-1) / seen.sum(-1)).tolist()
+    real = np.nan_to_num(real)
     before = [(math.inf, 0)] * (len(real) + 1)  # of each cell the lowest sum, and its pairs
     before[0] = (0.0, 0)
-    for row in costs:
+    for frame in made:  # one by one: of long clips a table of all pairs takes gigabytes
+        distance = np.where(seen, np.linalg.norm(frame - real, axis=-1), 0)  # (M, K)
         current = [(math.inf, 0)]
-        for j, cost in enumerate(row, 1):
+        for j, cost in enumerate((distance.sum(-1) / seen.sum(-1)).tolist(), 1):
             total, pairs = min(before[j - 1], before[j], current[j - 1])
             current.append((total + cost, pairs + 1))
         before = current

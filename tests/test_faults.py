@@ -69,7 +69,7 @@ LOCAL_TABLES = {
         "'utf-8' codec can't decode byte 0xe9",
     ),
     "empty": (b"", "No columns to parse from file"),
-    "no row": (b"uid,text\n", "no row of the train split has a text (none)"),
+    "no row": (b"uid,text\n", "the train split of DATASET"),
     "null glosses": (
         b"uid,text\n" + b"".join(b"%d,\n" % i for i in range(4)),
         "no row of the train split has a text (",
@@ -100,7 +100,8 @@ def test_an_empty_jsonl_is_one_line(tmp_path):
 
 
 def test_half_a_letter_among_the_glosses_is_one_line(tmp_path):
-    folder = write_rows(tmp_path / "data", rows_of(POSE, gloss="go \ud800"))
+    # several rows: a file of one line is read as a table of columns by the library's second try
+    folder = write_rows(tmp_path / "data", rows_of(*[POSE] * 4, gloss="go \ud800"))
     said = line(folder, POSE_DIM=4)
     assert "surrogate" in said and ADVICE not in said
 
@@ -144,6 +145,26 @@ def test_uids_that_are_words_for_nothing_are_texts(tmp_path, capsys):
         (tmp_path / "poses" / f"{uid}.pose").write_bytes(data)
     clips = load(folder, POSES=str(tmp_path / "poses"))
     assert len(glosses(clips)) == 7 and left_out(capsys) == "1 no .pose file"
+
+
+def test_words_for_nothing_are_texts_and_nothing_is_none(tmp_path, capsys):
+    texts = ["NA", "null", "None", 'a "quoted" word', "two\nlines", "1e5", "007", "True"]
+    none = ["nan", "nan ", "", " "]
+    uids = [f"{i:012x}-1" for i in range(len(texts) + len(none))]
+    rows = list(zip(uids, texts + none, strict=True))
+    clips = load(write_isign(tmp_path / "data", rows, clips_of(*uids)))
+    assert glosses(clips) == sorted(texts) and left_out(capsys) == "4 no text"
+
+
+@pytest.mark.parametrize("column", ["uid", "text"])
+def test_10000_rows_of_nothing_do_not_make_a_column_of_numbers(column, tmp_path, capsys):
+    uids = [f"{i:012x}-1" for i in range(6)]
+    empty = ("", "go") if column == "uid" else ("x", "")
+    rows = [empty] * 10_000 + [(uid, "home") for uid in uids]
+    small(DATASET=write_isign(tmp_path / "data", rows, clips_of(*uids)))
+    table = script.load_rows(script.DATASET, None)[0]
+    assert table["uid"][-6:] == uids and table["gloss"][-6:] == ["home"] * 6
+    assert table["gloss"][0] == empty[1]
 
 
 def test_a_quote_that_swallows_rows_is_reported(tmp_path, capsys):
@@ -238,12 +259,34 @@ def test_parts_that_do_not_fit_are_named_at_the_start(fault, tmp_path, monkeypat
     folder = write_archive(tmp_path / "data")
     spoil(tmp_path / "data")
 
-    def no_clip(*_):
+    def no_clip(*_, **__):
         raise AssertionError("a clip is read")
 
     monkeypatch.setattr(script, "prepare_clip", no_clip)
     said = line(folder)
     assert words in said and f"iSign-poses_v1.1_{name}" in said
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_what_is_no_json_and_no_text_is_a_fault_of_the_hub_or_of_the_disk(remote, monkeypatch):
+    answers = [json.JSONDecodeError("Expecting value", "", 0), UnicodeError("no text"), b"pose"]
+    monkeypatch.setattr(script.time, "sleep", lambda _: None)
+    monkeypatch.setattr(script, "is_local", lambda _: not remote)
+
+    def read():
+        answer = answers.pop(0)
+        if isinstance(answer, bytes):
+            return answer
+        raise answer
+
+    if remote:
+        assert script.read_again(None, read) == b"pose"
+        answers[:] = [ValueError("no length")] * 4
+        with pytest.raises(OSError, match="what the hub sends cannot be right: no length"):
+            script.read_again(None, read)
+    else:
+        with pytest.raises(script.BadClip, match="damaged in the archive"):
+            script.read_again(None, read)
 
 
 def test_a_json_beside_each_pose_changes_nothing(tmp_path, capsys):
@@ -426,6 +469,19 @@ def hub(tmp_path, monkeypatch):
         }.items():
             monkeypatch.setenv(name, value)
         yield hub
+
+
+def test_the_hubs_csv_is_text_also_from_the_cache(hub, tmp_path, monkeypatch):
+    uids = ["001", "1e5", "NA", "null", "1.0", "x"]
+    rows = [(uid, "NA" if uid == "x" else None if uid == "1.0" else "go") for uid in uids]
+    write_isign(tmp_path / "other", rows, clips_of(*uids))
+    hub.files.clear()
+    hub.files.update({path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()})
+    for offline in ("0", "1"):
+        monkeypatch.setenv("HF_HUB_OFFLINE", offline)
+        done = run(tmp_path / "run", "model_selection.py", **TINY)
+        assert done.code == 0 and "left out         1 no text\n" in done.out, done.err
+        assert "4 train, 1 validation" in done.out
 
 
 def one_line(done):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,15 @@ def test_the_aligned_error_of_known_answers():
     assert 0.1 < final.aligned_error(real + np.array([3, 4]), real) <= 5.001
     gaps = np.concatenate([real[:10], np.full((5, 2, 2), np.nan), real[10:]])
     assert final.aligned_error(real + 1, gaps) == pytest.approx(final.aligned_error(real + 1, real))
+
+
+def test_the_aligned_error_of_long_clips_needs_no_table_of_all_pairs():
+    made, real = np.zeros((1000, 8, 2), np.float32), np.ones((1500, 8, 2), np.float32)
+    tracemalloc.start()
+    error = final.aligned_error(made, real)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(error - 2**0.5) < 1e-5 and peak < 4 * 2**20  # all pairs take 92 MiB
 
 
 def test_a_point_that_no_training_clip_shows_costs_nothing_in_the_aligned_error(tiny, monkeypatch):
@@ -271,6 +281,29 @@ def test_a_signal_to_all_processes_while_clips_are_prepared_is_one_line(number, 
     assert Path("err.txt").read_text() == "\nstopped; what was prepared and saved stays\n"
     time.sleep(1)
     assert not [child for child in children if is_running(child)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_while_a_model_is_trained_is_one_line(number, tmp_path):
+    settings = {**SETTINGS, "PROCESSES": 2, "EPOCHS": 1000, "PATIENCE": 1000}
+    source = edited((ROOT / "train_final_model.py").read_text("utf8"), **settings)
+    source = source.replace("sample_rows(320, 1)", "sample_rows(16, 1)")
+    Path("train_final_model.py").write_text(
+        source.replace("sample_rows(80, 2)", "sample_rows(4, 2)")
+    )
+    with open("out.txt", "w") as out, open("err.txt", "w") as err:
+        command = [sys.executable, "train_final_model.py", "--model", "gru"]
+        run = subprocess.Popen(command, stdout=out, stderr=err, start_new_session=True)
+    end = time.time() + 120
+    while not Path(LAST).exists():
+        assert run.poll() is None and time.time() < end, Path("err.txt").read_text()
+        time.sleep(0.01)
+    children = children_of(run.pid)
+    os.killpg(run.pid, number)
+    assert run.wait(60) == 130 and Path("err.txt").read_text() == ""
+    assert Path("out.txt").read_text().endswith("--model gru --resume\n")
+    time.sleep(1)
+    assert len(children) >= 2 and not [child for child in children if is_running(child)]
 
 
 def is_running(pid):
