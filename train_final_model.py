@@ -1910,9 +1910,8 @@ def report(run, clips):
     if run.device.type == "cuda":
         closing["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
     items = preview_items(model, tokenizer, max_gloss_len, loader, generated, aligned)
-    today = datetime.date.today().isoformat()
-    title = f"{model.title} ({run.data}): validation clips"
-    text = page(title, {**closing, "date": today}, items, model.fps, learning_curve(run.log))
+    facts = {**closing, "date": datetime.date.today().isoformat()}
+    text = page("validation clips", facts, items, model.fps, learning_curve(run.log))
     save(f"preview_{run.name}.html", text)
     print("", *(f"{key}: {value}" for key, value in closing.items()), sep="\n")
     if metrics["val_mse"] >= metrics["mean_pose_mse"]:
@@ -2094,10 +2093,11 @@ PAGE = """<!doctype html>
   body { font: 1rem/1.5 system-ui, sans-serif; background: var(--paper); color: var(--ink);
     max-width: 72rem; margin: auto; padding: 0 .8rem 2rem }
   h1 { font-size: 1.4rem; overflow-wrap: anywhere }
-  button, select, .link { font: inherit; min-width: 44px; min-height: 44px; max-width: 100% }
+  button, select, #file { font: inherit; min-width: 44px; min-height: 44px; max-width: 100% }
+  #file { line-height: 44px }
   .row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .5rem 0 }
   #words button { overflow-wrap: anywhere; line-height: 1.2 }
-  #words button:disabled { text-decoration: line-through }
+  #words button:disabled { color: inherit; opacity: 0.7 }
   #words small { display: block }
   .unknown { border-style: dashed }
   [aria-current=true] { background: var(--mark); color: inherit }
@@ -2129,7 +2129,7 @@ PAGE = """<!doctype html>
   <label>Speed
     <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
   <select id="choice" aria-label="Sentence"></select>
-  <a id="file" class="link" download>The .pose file</a>
+  <a id="file" download>The .pose file</a>
 </div>
 <p id="about" aria-live="polite"></p>
 <div id="legend" class="row"></div>
@@ -2191,7 +2191,8 @@ function drawBody(pen, points) {
     const cloth = pen.createLinearGradient(0, neck, 0, waist)
     cloth.addColorStop(0, "#888c")
     cloth.addColorStop(1, "#8880")
-    if (middle) drawLine(pen, [[x, y], [middle[0], middle[1] + 0.8 * height]], colour("--skin"), 190)
+    const chin = middle && [middle[0], middle[1] + 0.8 * height]
+    drawLine(pen, [[x, neck], chin], colour("--skin"), 190)
     pen.fillStyle = cloth
     pen.beginPath()
     for (const corner of [[x - 100, neck], right, [x + 0.7 * (right[0] - x), waist],
@@ -2204,9 +2205,13 @@ function drawBody(pen, points) {
     pen.ellipse(...middle, width, height, 0, 0, 7)
     pen.fill()
   }
-  const face = points.slice(53).some(point => point)
   for (const line of faceLines) drawLine(pen, line.map(i => points[i]), colour("--ink"), 16)
-  for (const i of face ? [] : [42, 43, 44]) drawLine(pen, [points[i], points[i]], colour("--ink"), 40)
+  if (points.slice(53).some(point => point)) return
+  const [nose, leftEye, rightEye] = points.slice(42)
+  const from = (point, ...ways) => ways.map(([x, y]) => point && [point[0] + x, point[1] + y])
+  for (const eye of [leftEye, rightEye])
+    drawLine(pen, from(eye, [-30, 0], [30, 0]), colour("--ink"), 24)
+  drawLine(pen, from(nose, [0, -70], [0, 0], [25, 0]), colour("--ink"), 14)
 }
 
 function drawArm(pen, points, side) {
@@ -2215,6 +2220,7 @@ function drawArm(pen, points, side) {
   const arm = [points[side.shoulder], points[side.elbow], wrist, hand[0]]
   drawLine(pen, arm, shade(side, 2), 90)
   if (side.hollow) drawLine(pen, arm, colour("--paper"), 50)
+  drawLine(pen, [5, 9, 13, 17].map(i => hand[i]), shade(side, 2), 32)
   fingers.forEach((_, i) => {
     const finger = [hand[0], ...hand.slice(1 + 4 * i, 5 + 4 * i)]
     drawLine(pen, finger, shade(side, i), 32)
@@ -2226,8 +2232,9 @@ function drawDot(pen, point, style, hollow) {
   pen.beginPath()
   pen.arc(...point, 26, 0, 7)
   pen.fillStyle = hollow ? colour("--paper") : style
-  pen.fill()
+  pen.strokeStyle = style
   pen.lineWidth = 14
+  pen.fill()
   pen.stroke()
 }
 
@@ -2235,11 +2242,13 @@ function drawTrail(pen, clip, side) {
   const places = []
   for (let ago = trail; ago >= 0; ago -= 1 / fps) {
     const points = pointsAt(clip, Math.max(0, time - ago))
-    places.push(points[side.hand] || points[side.wrist])
+    places.push(points[side.wrist] || points[side.hand])
   }
-  const style = `hsl(${side.hue} 70% 50% / 0.25)`
+  const style = `hsl(${side.hue + 22} 80% 50% / 0.3)`
+  pen.lineCap = "butt"
   for (let i = 1; i < places.length; i++)
     drawLine(pen, places.slice(i - 1, i + 1), style, 60 * i / places.length)
+  pen.lineCap = "round"
 }
 
 function drawStage({ canvas, caption, clips }) {
@@ -2253,7 +2262,7 @@ function drawStage({ canvas, caption, clips }) {
   pen.lineCap = pen.lineJoin = "round"
   clips.forEach((clip, i) => {
     grey = i < clips.length - 1
-    pen.globalAlpha = time > clip.seconds || grey ? 0.4 : 1
+    pen.globalAlpha = time > clip.seconds ? 0.35 : grey ? 0.6 : 1
     const points = pointsAt(clip, time)
     drawBody(pen, points)
     for (const side of sides) if (!grey) drawTrail(pen, clip, side)
@@ -2319,8 +2328,9 @@ const overlaid = () => overlay.ariaPressed == "true"
 function makeWords() {
   words.replaceChildren(...item.words.map(({ word, known, signed, seconds }, i) => {
     const sign = item.signs.find(sign => sign.word == i)
-    const chip = make("button", word, { disabled: !signed, onclick: () => time = sign.from })
+    const chip = make("button", "", { disabled: !signed, onclick: () => time = sign.from })
     const notes = [signed ? `${seconds.toFixed(2)} s` : "not signed", known ? "" : "unknown word"]
+    chip.append(make(signed ? "span" : "s", word))
     chip.append(make("small", notes.filter(note => note).join(", ")))
     chip.classList.toggle("unknown", !known)
     return chip
@@ -2400,17 +2410,20 @@ requestAnimationFrame(draw)
 </html>"""
 
 
-def page(title, facts, items, fps, below=""):
-    """-> the bytes of a page that plays items (see page_clip, page_plan) with fps steps a second.
+def page(what, facts, items, fps, below=""):
+    """-> the bytes of a page that plays items (see page_clip, page_plan), fps steps a second.
 
-    facts: {name: value} about the model; below: HTML.
+    facts: {name: value} of the model, with data, model, best_epoch and date; below: HTML.
     """
+    title = f"{MODELS[facts['model']].title} ({facts['data']}), epoch {facts['best_epoch']}, "
+    title += f"{facts['date']}: {what}"
+    rows = [
+        f"<dt>{html.escape(name)}<dd>{html.escape(str(value))}" for name, value in facts.items()
+    ]
     parts = {
         "TITLE": html.escape(title),
         "BELOW": below,
-        "FACTS": "".join(
-            f"<dt>{html.escape(name)}<dd>{html.escape(str(value))}" for name, value in facts.items()
-        ),
+        "FACTS": "".join(rows),
         "FACE_LINES": FACE_LINES,
         "DATA": json.dumps({"fps": fps, "items": items}).replace("<", "\\u003c"),
     }
@@ -2480,7 +2493,7 @@ def learning_curve(log):
     return (
         f"<h2>Learning curve</h2><div class='row'>{left}{right}</div><p>The training error is "
         "taken with dropout, word dropout and the weights of the moment, the validation error "
-        "without and with averaged weights; this is why the training error lies above.</p>"
+        "without and with averaged weights: where the training error lies above, this is why.</p>"
     )
 
 
@@ -2549,24 +2562,22 @@ def predict(path, sentences, device):
             }
         )
         print(f"{folder}/{file}   {made.seconds:.2f} s{notes_of(plan, max_gloss_len)}")
-    title = f"{model.title} ({facts['data']}): signing for new sentences"
-    save(f"{folder}/index.html", page(title, facts, items, model.fps))
+    save(f"{folder}/index.html", page("new sentences", facts, items, model.fps))
     print(f"{folder}/index.html plays them")
 
 
 def checkpoint_facts(contents):
     """A best_<model>.pt's contents -> what predictions say about it."""
     metrics = contents["metrics"]
-    return {
+    facts = {
         "data": contents["data"],
         "model": contents["model"],
         "best_epoch": metrics["epoch"],
-        **{
-            name: f"{metrics[name]:.5f}"
-            for name in ("val_mse", "val_mae", "mean_pose_mse", "motion", "duration_error")
-        },
         "date": contents["date"],
     }
+    for name in ("val_mse", "val_mae", "mean_pose_mse", "motion", "duration_error"):
+        facts[name] = f"{metrics[name]:.5f}"
+    return facts
 
 
 def new_folder():
