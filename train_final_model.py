@@ -1952,7 +1952,7 @@ def preview_items(model, tokenizer, max_gloss_len, loader, generated, aligned):
         facts = {
             "MSE": f"{errors[i]:.5f}, {errors[i] / mean_errors[i]:.2f} of the mean pose's",
             "DTW error": f"{aligned[i]:.5f}",
-            "duration": f"{made.seconds:.2f} s, real {clip['seconds']:.2f} s",
+            "Duration": f"{made.seconds:.2f} s, real {clip['seconds']:.2f} s",
         }
         clips = [page_clip("real", real, clip["seconds"])]
         clips.append(page_clip("generated", visible(made), made.seconds))
@@ -2100,6 +2100,9 @@ PAGE = """<!doctype html>
   #words button:disabled { color: inherit; opacity: 0.7 }
   #words small { display: block }
   .unknown { border-style: dashed }
+  .left, .right { border-bottom: 4px solid }
+  .left { border-image: linear-gradient(90deg, hsl(200 80% 36%), hsl(244 80% 56%)) 1 }
+  .right { border-image: linear-gradient(90deg, hsl(0 80% 36%), hsl(44 80% 56%)) 1 }
   [aria-current=true] { background: var(--mark); color: inherit }
   #stages { flex-wrap: nowrap; align-items: start }
   figure { flex: 1; min-width: 0; margin: 0 }
@@ -2132,7 +2135,9 @@ PAGE = """<!doctype html>
   <a id="file" download>The .pose file</a>
 </div>
 <p id="about" aria-live="polite"></p>
-<div id="legend" class="row"></div>
+<p><b class="left">Left</b>: filled, <b class="right">right</b>: hollow; each finger has its shade,
+from the thumb to the little finger. A hand that is missing was not seen. Faint: the wrist's last
+half second. Overlay: generated on real, which is grey.</p>
 <p>Space plays and pauses, &larr; &rarr; step, &uarr; &darr; change the sentence; a click on a word
 goes there. A word crossed out is not signed, one in a dashed frame is unknown to the model.</p>
 __BELOW__
@@ -2146,11 +2151,9 @@ const sides = [
   { name: "left", hand: 0, shoulder: 47, elbow: 49, wrist: 51, hue: 200, hollow: false },
   { name: "right", hand: 21, shoulder: 48, elbow: 50, wrist: 52, hue: 0, hollow: true },
 ]
-const fingers = ["thumb", "index", "middle", "ring", "little finger"]
 const shade = (side, finger) =>
   grey ? "#888" : `hsl(${side.hue + 11 * finger} 80% ${36 + 5 * finger}%)`
 const faceLines = "__FACE_LINES__".split(" ").map(chain => chain.split("-").map(i => 53 + +i))
-const trail = 0.5  // seconds
 let item, view, stages, time, before = 0
 let grey = false  // for what is drawn beneath another
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches
@@ -2178,86 +2181,58 @@ function drawLine(pen, points, style, width) {  // with a gap where a point was 
   pen.stroke()
 }
 
-function headOf(points) {  // -> its middle, half its width and half its height
-  const [leftEar, rightEar] = points.slice(45, 47), ears = leftEar && rightEar
-  const width = Math.max(190, ears ? 0.56 * Math.abs(leftEar[0] - rightEar[0]) : 0)
-  return { middle: ears ? between(leftEar, rightEar, 0.5) : points[42], width, height: 1.4 * width }
-}
-
 function drawBody(pen, points) {
-  const { middle, width, height } = headOf(points), [left, right] = points.slice(47, 49)
+  const [nose, leftEye, rightEye, leftEar, rightEar, left, right] = points.slice(42)
+  const head = leftEar && rightEar ? between(leftEar, rightEar, 0.5) : nose
+  const width = head && Math.max(190, 0.32 * Math.abs(head[1]))  // the shoulders are at 0
   if (left && right) {
-    const [x, y] = between(left, right, 0.5), neck = y - 130, waist = y + 1150
-    const cloth = pen.createLinearGradient(0, neck, 0, waist)
-    cloth.addColorStop(0, "#888c")
-    cloth.addColorStop(1, "#8880")
-    const chin = middle && [middle[0], middle[1] + 0.8 * height]
-    drawLine(pen, [[x, neck], chin], colour("--skin"), 190)
-    pen.fillStyle = cloth
+    const [x, y] = between(left, right, 0.5), neck = [x, y - 130], waist = y + 1150
+    drawLine(pen, [neck, head && between(head, neck, 0.4)], colour("--skin"), 190)
+    pen.fillStyle = pen.createLinearGradient(0, y, 0, waist)
+    pen.fillStyle.addColorStop(0, "#888c")
+    pen.fillStyle.addColorStop(1, "#8880")
     pen.beginPath()
-    for (const corner of [[x - 100, neck], right, [x + 0.7 * (right[0] - x), waist],
-      [x + 0.7 * (left[0] - x), waist], left, [x + 100, neck]]) pen.lineTo(...corner)
+    for (const corner of [neck, right, [x + 0.7 * (right[0] - x), waist],
+      [x + 0.7 * (left[0] - x), waist], left]) pen.lineTo(...corner)
     pen.fill()
   }
-  if (middle) {
+  if (head) {
     pen.fillStyle = colour("--skin")
     pen.beginPath()
-    pen.ellipse(...middle, width, height, 0, 0, 7)
+    pen.ellipse(...head, width, 1.4 * width, 0, 0, 7)
     pen.fill()
   }
   for (const line of faceLines) drawLine(pen, line.map(i => points[i]), colour("--ink"), 16)
-  if (points.slice(53).some(point => point)) return
-  const [nose, leftEye, rightEye] = points.slice(42)
-  const from = (point, ...ways) => ways.map(([x, y]) => point && [point[0] + x, point[1] + y])
-  for (const eye of [leftEye, rightEye])
-    drawLine(pen, from(eye, [-30, 0], [30, 0]), colour("--ink"), 24)
-  drawLine(pen, from(nose, [0, -70], [0, 0], [25, 0]), colour("--ink"), 14)
+  if (!leftEye || !rightEye || points.slice(53).some(point => point)) return
+  for (const part of [0, 0.9])
+    drawLine(pen, [part, part + 0.1].map(at => between(leftEye, rightEye, at)), colour("--ink"), 40)
 }
 
 function drawArm(pen, points, side) {
   const hand = points.slice(side.hand, side.hand + 21)
-  const wrist = points[side.wrist] || hand[0]
-  const arm = [points[side.shoulder], points[side.elbow], wrist, hand[0]]
+  const arm = [points[side.shoulder], points[side.elbow], points[side.wrist] || hand[0], hand[0]]
   drawLine(pen, arm, shade(side, 2), 90)
   if (side.hollow) drawLine(pen, arm, colour("--paper"), 50)
-  drawLine(pen, [5, 9, 13, 17].map(i => hand[i]), shade(side, 2), 32)
-  fingers.forEach((_, i) => {
-    const finger = [hand[0], ...hand.slice(1 + 4 * i, 5 + 4 * i)]
-    drawLine(pen, finger, shade(side, i), 32)
-    if (finger[4]) drawDot(pen, finger[4], shade(side, i), side.hollow)
-  })
+  drawLine(pen, [5, 9, 13, 17].map(i => hand[i]), shade(side, 2), 26)
+  for (let i = 0; i < 5; i++)  // thumb to little finger
+    drawLine(pen, [hand[0], ...hand.slice(1 + 4 * i, 5 + 4 * i)], shade(side, i), 26)
 }
 
-function drawDot(pen, point, style, hollow) {
-  pen.beginPath()
-  pen.arc(...point, 26, 0, 7)
-  pen.fillStyle = hollow ? colour("--paper") : style
-  pen.strokeStyle = style
-  pen.lineWidth = 14
-  pen.fill()
-  pen.stroke()
-}
-
-function drawTrail(pen, clip, side) {
+function drawTrail(pen, clip, side) {  // of the wrist, over half a second
   const places = []
-  for (let ago = trail; ago >= 0; ago -= 1 / fps) {
+  for (let ago = 0; ago <= 0.5; ago += 0.02) {
     const points = pointsAt(clip, Math.max(0, time - ago))
     places.push(points[side.wrist] || points[side.hand])
   }
-  const style = `hsl(${side.hue + 22} 80% 50% / 0.3)`
-  pen.lineCap = "butt"
-  for (let i = 1; i < places.length; i++)
-    drawLine(pen, places.slice(i - 1, i + 1), style, 60 * i / places.length)
-  pen.lineCap = "round"
+  drawLine(pen, places, `hsl(${side.hue + 22} 80% 50% / 0.3)`, 40)
 }
 
 function drawStage({ canvas, caption, clips }) {
   const pen = canvas.getContext("2d")
   canvas.width = canvas.clientWidth * devicePixelRatio
   canvas.height = canvas.clientHeight * devicePixelRatio
-  const width = view.right - view.left, height = view.bottom - view.top
-  const scale = Math.min(canvas.width / width, canvas.height / height)
-  const left = canvas.width / 2 - scale * (view.left + width / 2)
+  const scale = Math.min(canvas.width / view.width, canvas.height / view.height)
+  const left = canvas.width / 2 - scale * (view.left + view.width / 2)
   pen.setTransform(scale, 0, 0, scale, left, -scale * view.top)
   pen.lineCap = pen.lineJoin = "round"
   clips.forEach((clip, i) => {
@@ -2290,33 +2265,25 @@ function draw(now) {
   requestAnimationFrame(draw)
 }
 
-// The place and size of a figure: what is seen but for 0.2 % at each border, a head and a waist
+// The place and size of the figures: all that is seen but for a detector's few errors, and a torso
 function fit(clips) {
-  const frames = clips.flatMap(clip => clip.frames), seen = frames.flat().filter(point => point)
-  const heads = frames.map(headOf).filter(({ middle }) => middle)
-  const crown = Math.min(...heads.map(({ middle, height }) => middle[1] - height))
-  const range = axis => {
+  const seen = clips.flatMap(clip => clip.frames.flat()).filter(point => point)
+  const edge = (axis, share) => {
     const values = seen.map(point => point[axis]).sort((a, b) => a - b)
-    const few = Math.floor(0.002 * values.length)
-    return [values[few], values[values.length - 1 - few]]
+    return values[Math.round(share * (values.length - 1))]
   }
-  const [left, right] = range(0), [top, bottom] = range(1), margin = 80
-  return {
-    left: Math.min(left, -700) - margin,
-    right: Math.max(right, 700) + margin,
-    top: Math.min(top, crown) - margin,
-    bottom: Math.max(bottom, 1000) + margin,
-  }
+  const left = Math.min(edge(0, 0.002), -700) - 80, right = Math.max(edge(0, 0.998), 700) + 80
+  const top = edge(1, 0.002) - 340, bottom = Math.max(edge(1, 0.998), 1000) + 80
+  return { left, top, width: right - left, height: bottom - top }
 }
 
 function makeStages() {
   const { clips } = item
   stages = (overlaid() ? [clips] : clips.map(clip => [clip])).map(clips => {
     const figure = make("figure"), canvas = make("canvas"), caption = make("figcaption")
-    const sentence = item.words.map(({ word }) => word).join(" ")
     canvas.role = "img"
-    canvas.ariaLabel = `${clips.map(clip => clip.name).join(" under ")}: a figure signs ${sentence}`
-    canvas.style.aspectRatio = (view.right - view.left) / (view.bottom - view.top)
+    canvas.ariaLabel = `A figure signs: ${clips.map(clip => clip.name).join(" under ")}`
+    canvas.style.aspectRatio = view.width / view.height
     figure.append(canvas, caption)
     return { figure, canvas, caption, clips }
   })
@@ -2327,22 +2294,22 @@ const overlaid = () => overlay.ariaPressed == "true"
 
 function makeWords() {
   words.replaceChildren(...item.words.map(({ word, known, signed, seconds }, i) => {
-    const sign = item.signs.find(sign => sign.word == i)
-    const chip = make("button", "", { disabled: !signed, onclick: () => time = sign.from })
-    const notes = [signed ? `${seconds.toFixed(2)} s` : "not signed", known ? "" : "unknown word"]
-    chip.append(make(signed ? "span" : "s", word))
-    chip.append(make("small", notes.filter(note => note).join(", ")))
-    chip.classList.toggle("unknown", !known)
-    return chip
+    const start = item.signs.find(sign => sign.word == i)?.from
+    const note = signed ? `${seconds.toFixed(2)} s` : "not signed"
+    const button = make("button", "", { disabled: !signed, onclick: () => time = start })
+    button.append(make(signed ? "span" : "s", word))
+    button.append(make("small", known ? note : `${note}, unknown word`))
+    button.classList.toggle("unknown", !known)
+    return button
   }))
   if (item.cut) words.append(make("span", `and ${item.cut} more, cut off`))
   strip.replaceChildren(...item.signs.map(({ word, from, to }) => {
-    const { word: text, known } = item.words[word]
-    const part = make("button", text, { tabIndex: -1, title: text, onclick: () => time = from })
-    part.style.left = `${100 * from / item.seconds}%`
-    part.style.width = `${100 * (to - from) / item.seconds}%`
-    part.classList.toggle("unknown", !known)
-    return part
+    const text = item.words[word].word, onclick = () => time = from
+    const button = make("button", text, { tabIndex: -1, title: text, onclick })
+    button.style.left = `${100 * from / item.seconds}%`
+    button.style.width = `${100 * (to - from) / item.seconds}%`
+    button.classList.toggle("unknown", !item.words[word].known)
+    return button
   }), make("div", "", { id: "now" }))
 }
 
@@ -2390,16 +2357,6 @@ onkeydown = event => {
   keys[event.key].click()
 }
 
-for (const side of sides) {
-  legend.append(make("b", `${side.hollow ? "\\u25cb" : "\\u25cf"} ${side.name}:`))
-  fingers.forEach((name, i) => {
-    const swatch = make("span", name)
-    swatch.style.borderBottom = `4px solid ${shade(side, i)}`
-    legend.append(swatch)
-  })
-}
-legend.append(make("span", "Left is filled, right is hollow. A faint trail: a wrist's last half "
-  + "second. Overlay: the generated figure on the real one, which is grey."))
 items.forEach(({ label, words }, i) => {
   const text = `${i + 1}. ${label}: ${words.map(({ word }) => word).join(" ")}`
   choice.add(new Option(text.slice(0, 70)))
@@ -2555,7 +2512,7 @@ def predict(path, sentences, device):
         items.append(
             {
                 "label": f"sentence {i} of {len(sentences)}",
-                "facts": {"duration": f"{made.seconds:.2f} s"},
+                "facts": {"Duration": f"{made.seconds:.2f} s"},
                 "clips": [page_clip("generated", visible(made), made.seconds)],
                 "file": file,
                 **plan,
