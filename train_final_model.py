@@ -2332,7 +2332,7 @@ function show(i) {
 function step(by) {
   playing = false
   const frames = +slider.max + 1
-  time = (slider.valueAsNumber + by + frames) % frames / fps
+  time = (Math.floor(time * fps + 1e-6) + by + frames) % frames / fps
 }
 
 previous.onclick = () => show(choice.selectedIndex - 1)
@@ -2344,7 +2344,10 @@ overlay.onclick = () => {
   overlay.ariaPressed = !overlaid()
   makeStages()
 }
-slider.oninput = () => step(0)
+slider.oninput = () => {
+  playing = false
+  time = slider.value / fps
+}
 choice.onchange = () => show(choice.selectedIndex)
 const keys = {
   " ": play, ArrowLeft: back, ArrowRight: forward, ArrowUp: previous, ArrowDown: next,
