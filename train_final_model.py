@@ -6,7 +6,7 @@
 
 Reads DATASET, or an embedded sample where there is no token for iSign. Writes best_<model>.pt
 (lowest validation MSE, complete by itself), last_<model>.pt, log_<model>.csv and
-preview_<model>.html; or predictions/.
+preview_<model>.html; or predictions/, where that holds files already predictions-2/, ...
 """
 
 import argparse
@@ -2093,7 +2093,7 @@ PAGE = """<!doctype html>
   body { font: 1rem/1.5 system-ui, sans-serif; background: var(--paper); color: var(--ink);
     max-width: 72rem; margin: auto; padding: 0 .8rem 2rem }
   h1 { font-size: 1.4rem; overflow-wrap: anywhere }
-  button, select, #file { font: inherit; min-width: 44px; min-height: 44px; max-width: 100% }
+  button, select, #file { font: inherit; min-width: 44px; min-height: 44px }
   #file { line-height: 44px }
   .row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .5rem 0 }
   #words button { overflow-wrap: anywhere; line-height: 1.2 }
@@ -2187,7 +2187,7 @@ function drawBody(pen, points) {
   const width = head && Math.max(190, 0.32 * Math.abs(head[1]))  // the shoulders are at 0
   if (left && right) {
     const [x, y] = between(left, right, 0.5), neck = [x, y - 130], waist = y + 1150
-    drawLine(pen, [neck, head && between(head, neck, 0.4)], colour("--skin"), 190)
+    drawLine(pen, [neck, head && between(head, neck, 0.4)], colour("--skin"), 0.8 * width)
     pen.fillStyle = pen.createLinearGradient(0, y, 0, waist)
     pen.fillStyle.addColorStop(0, "#888c")
     pen.fillStyle.addColorStop(1, "#8880")
@@ -2441,7 +2441,7 @@ def learning_curve(log):
     left = chart(
         log, errors, ticks, unit, lambda value: math.log(max(value, 1e-6) / low, high / low)
     )
-    top = max(1.0, *(line["motion"] for line in log))
+    top = math.ceil(max(1, *(line["motion"] for line in log)))
     ticks = [round(top * part / 4, 2) for part in range(5)]
     right = chart(
         log,

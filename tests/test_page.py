@@ -21,10 +21,11 @@ import train_final_model as final
 
 FACTS = {"model": "gru", "data": "none", "best_epoch": 7, "date": "2026-01-02"}
 HOSTILE = [
-    "</script><script>alert(1)</script>",
+    "a</script><img src=x>b",
+    "a<!--<script>b",
+    "a<script>document.title='x'</script>b",
     "__BELOW__",
     "__DATA__",
-    "<img src=x>",
     "\u20ac&amp;",
 ]
 
@@ -382,24 +383,25 @@ def test_the_shorter_clip_says_that_it_has_ended_and_one_lies_over_the_other(bro
     assert len(browser.run(captions)) == 2 and full["count"] > 1000
 
 
-def test_hidden_hands_are_not_drawn_and_seen_ones_are(browser):
-    made = item("go", [(0, 2)], real_seconds=2.0)
-    points = [point for clip in made["clips"] for frame in clip["frames"] for point in frame]
-    assert None not in points
-    for clip, hidden in zip(made["clips"], ((0, 21), (21, 42)), strict=True):
-        for frame in clip["frames"]:
-            frame[0:21] = [[1200 + 9 * i, -900 + 9 * i] for i in range(21)]
-            frame[21:42] = [[-1200 - 9 * i, -900 + 9 * i] for i in range(21)]
-            frame[slice(*hidden)] = [None] * 21
-            frame[51], frame[52] = [700, 400], [-700, 400]
-    browser.open(write_page([made]))
-    hands = {
-        "left": "x > 0.7 * width && y < 0.3 * height",
-        "right": "x < 0.3 * width && y < 0.3 * height",
-    }
+def test_hidden_hands_are_not_drawn_and_seen_ones_are_reached_by_their_arms(browser):
+    made = item("go", [(0, 2)])
+    left = np.array([[1.2 + 0.01 * i, -0.9 + 0.01 * i] for i in range(21)])
+    clips = []
+    for hidden in (range(21), range(21, 42)):
+        pose = signing([]).pose.copy()
+        pose[:, :21], pose[:, 21:42] = left, left * [-1, 1]
+        pose[:, 51], pose[:, 52] = [0.7, 0.4], [-0.7, 0.4]  # the arms' wrists
+        pose[:, hidden] = math.nan
+        clips.append(final.page_clip("clip", pose, 2.0))
+    browser.open(write_page([{**made, "clips": clips}]))
+    hands = {"left": "x > 0.8 * width && y < 0.25 * height"}
+    hands["right"] = "x < 0.2 * width && y < 0.25 * height"
+    arms = {"left": "Math.abs(x / width - 0.82) < 0.1 && Math.abs(y / height - 0.4) < 0.04"}
+    arms["right"] = arms["left"].replace("0.82", "0.18")
     for stage, shown, hidden in ((0, "right", "left"), (1, "left", "right")):
-        assert browser.ink(stage, hands[shown])["count"] > 200
-        assert browser.ink(stage, hands[hidden])["count"] == 0
+        for places in (hands, arms):
+            assert browser.ink(stage, places[shown])["count"] > 100
+            assert browser.ink(stage, places[hidden])["count"] == 0
 
 
 def test_keys_with_alt_or_control_and_a_focused_slider_are_left_alone(browser):
@@ -459,7 +461,7 @@ return [color, backgroundColor].map(text => text.match(/\\d+/g).reduce((a, b) =>
 
 def test_a_hostile_gloss_does_no_harm(browser):
     items = [item(text, [(0, 2)]) for text in HOSTILE]
-    browser.open(write_page(items, data="<img src=x>&__FACTS__"))
+    browser.open(write_page(items, data="<img src=x>&__FACTS__\udcff"))
     for i, text in enumerate(HOSTILE):
         browser.run(f"show({i})")
         shown = browser.run("return words.querySelector('span').textContent")
@@ -485,6 +487,8 @@ def test_predictions_link_the_pose_files(browser, tmp_path):
         link = browser.run("return [file.href, file.textContent, file.hidden]")
         assert link == [(tmp_path / "predictions" / name).as_uri(), "The .pose file", False]
         assert browser.ink(0)["count"] > 500
+        never_seen = browser.run("return item.clips[0].frames.map(frame => frame.slice(0, 21))")
+        assert {point for frame in never_seen for point in map(str, frame)} == {"None"}
     assert browser.run("return [overlay.hidden, item.clips.length]") == [True, 1]
 
 
