@@ -6,7 +6,7 @@
 
 Reads DATASET, or an embedded sample where there is no token for iSign. Writes best_<model>.pt
 (lowest validation MSE, complete by itself), last_<model>.pt, log_<model>.csv and
-preview_<model>.html; or predictions/.
+preview_<model>.html; or predictions/, where that holds files already predictions-2/, ...
 """
 
 import argparse
@@ -20,6 +20,7 @@ import fcntl
 import functools
 import glob
 import hashlib
+import html
 import io
 import itertools
 import json
@@ -1910,7 +1911,8 @@ def save_epoch(run):
     line = run.log[-1]
     if best_of(run.log) is line:
         weights = run.average.module.state_dict()
-        best = {**run.built, "data": run.data, "metrics": line, "weights": weights}
+        today = datetime.date.today().isoformat()
+        best = {**run.built, "data": run.data, "date": today, "metrics": line, "weights": weights}
         save(f"best_{run.name}.pt", best)
     last = {
         "built": run.built,
@@ -1971,36 +1973,81 @@ def report(run, clips):
     path = f"best_{run.name}.pt"
     model, tokenizer, max_gloss_len = load_checkpoint(path)  # what is reported is what it holds
     model.to(run.device)
-    metrics = evaluate(model, make_loaders(clips, tokenizer)["validation"], run.device)
-    validation = clips["validation"].with_format("numpy")
+    loader = make_loaders(clips, tokenizer)["validation"]
+    metrics = evaluate(model, loader, run.device)
     glosses = clips["validation"]["gloss"][:]
     generated = generate(model, tokenizer, glosses, max_gloss_len, run.device)
-    errors, pairs = [], []
-    for gloss, clip, made in zip(glosses, validation, generated, strict=True):
-        real = clip["pose"].reshape(-1, POSE_DIM // 2, 2)
-        errors.append(aligned_error(made.pose, real))
-        sides = [
-            ("real", to_pixels(real), float(clip["seconds"])),
-            ("generated", to_pixels(visible(made)), made.seconds),
-        ]
-        if len(pairs) < PREVIEW_CLIPS:
-            pairs.append((gloss, sides))
-    save(f"preview_{run.name}.html", page(pairs, learning_curve(run.log)).encode())
+    aligned = []
+    for made, clip in zip(generated, clips["validation"].with_format("numpy"), strict=True):
+        aligned.append(aligned_error(made.pose, clip["pose"].reshape(-1, POSE_DIM // 2, 2)))
     closing = {
         "data": run.data,
         "model": run.name,
         "parameters": sum(value.numel() for value in model.parameters()),
         "best_epoch": best_of(run.log)["epoch"],
         **{key: f"{value:.5f}" for key, value in metrics.items()},
-        "val_dtw_mje": f"{np.mean(errors):.5f}",
+        "val_dtw_mje": f"{np.mean(aligned):.5f}",
         "training_seconds": round(sum(line["seconds"] for line in run.log)),
         "checkpoint": path,
     }
     if run.device.type == "cuda":
         closing["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
+    items = preview_items(model, tokenizer, max_gloss_len, loader, generated, aligned)
+    facts = {**closing, "date": datetime.date.today().isoformat()}
+    text = page("validation clips", facts, items, model.fps, learning_curve(run.log))
+    save(f"preview_{run.name}.html", text)
     print("", *(f"{key}: {value}" for key, value in closing.items()), sep="\n")
     if metrics["val_mse"] >= metrics["mean_pose_mse"]:
         print("warning: the model does not beat the mean pose, so it has learned nothing")
+
+
+@torch.no_grad()
+def clip_errors(model, loader):
+    """-> the MSE of each clip at its real length, and the mean pose's MSE for it."""
+    errors, mean_errors = [], []
+    for batch in loader:
+        batch = to_device(batch, model.mean.device)
+        target = batch["pose"]
+        pose = model(batch["tokens"], batch["token_mask"], batch["n_frames"]).pose
+        error = pose[:, : target.shape[1]] - target  # NaN where nothing was seen
+        errors += error.square().nanmean((1, 2)).tolist()
+        mean_errors += (model.mean - target).square().nanmean((1, 2)).tolist()
+    return errors, mean_errors
+
+
+def pick_by_error(errors):
+    """Errors of all clips -> [(rank from 0, number of the clip)]: best ones, median ones, worst."""
+    order = np.argsort(errors).tolist()
+    some = PREVIEW_CLIPS // 3
+    middle = (len(order) - some) // 2
+    ranks = {*range(some), *range(middle, middle + some), *range(len(order) - some, len(order))}
+    return [(rank, order[rank]) for rank in sorted(ranks) if 0 <= rank < len(order)]
+
+
+def preview_items(model, tokenizer, max_gloss_len, loader, generated, aligned):
+    """Clips picked by their error over the whole validation split -> items of the page."""
+    errors, mean_errors = clip_errors(model, loader)
+    items = []
+    for rank, i in pick_by_error(errors):
+        clip, made = loader.dataset[i], generated[i]
+        third = ("best", "median", "worst")[3 * rank // len(errors)]
+        real = clip["pose"].reshape(-1, POSE_DIM // 2, 2)
+        facts = {
+            "MSE": f"{errors[i]:.5f}, {errors[i] / mean_errors[i]:.2f} of the mean pose's",
+            "DTW error": f"{aligned[i]:.5f}",
+            "Duration": f"{made.seconds:.2f} s, real {clip['seconds']:.2f} s",
+        }
+        clips = [page_clip("real", real, clip["seconds"])]
+        clips.append(page_clip("generated", visible(made), made.seconds))
+        items.append(
+            {
+                "label": f"{third}, rank {rank + 1} of {len(errors)} by MSE",
+                "facts": facts,
+                "clips": clips,
+                **page_plan(clip["gloss"], made, tokenizer, max_gloss_len, model.fps),
+            }
+        )
+    return items
 
 
 def aligned_error(made, real):
@@ -2042,7 +2089,7 @@ COLOURS = dict(zip(PARTS, (BLUE, ORANGE, GREY, GREEN), strict=True))
 CANVAS = 1000  # pixels: its width and height
 UNIT = 200  # pixels of a shoulder width
 ORIGIN = (500, 330)  # pixels: where the middle of the shoulders is
-PREVIEW_CLIPS = 8
+PREVIEW_CLIPS = 12
 
 
 class Generated(NamedTuple):
@@ -2122,148 +2169,418 @@ def pose_file(made):
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Gloss to pose</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>__TITLE__</title>
 <style>
-  :root { color-scheme: light dark }
-  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 0 .8rem }
-  canvas { width: 100%; display: block }
-  div { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center }
-  #slider { flex: 1 }
-  select, button { font: inherit; max-width: 90% }
+  :root { color-scheme: light dark; --paper: #fff; --ink: #222; --skin: #d9d3cd; --mark: #ffd66b }
+  @media (prefers-color-scheme: dark) {
+    :root { --paper: #17181a; --ink: #e8e6e3; --skin: #55504b; --mark: #7a5c00 }
+  }
+  body { font: 1rem/1.5 system-ui, sans-serif; background: var(--paper); color: var(--ink);
+    max-width: 72rem; margin: auto; padding: 0 .8rem 2rem }
+  h1 { font-size: 1.4rem; overflow-wrap: anywhere }
+  button, select, #file { font: inherit; min-width: 44px; min-height: 44px }
+  #file { line-height: 44px }
+  .row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .5rem 0 }
+  #words button { overflow-wrap: anywhere; line-height: 1.2 }
+  #words button:disabled { color: inherit; opacity: 0.7 }
+  #words small { display: block }
+  .unknown { border-style: dashed }
+  .left, .right { border-bottom: 4px solid }
+  .left { border-image: linear-gradient(90deg, hsl(200 80% 36%), hsl(244 80% 56%)) 1 }
+  .right { border-image: linear-gradient(90deg, hsl(0 80% 36%), hsl(44 80% 56%)) 1 }
+  [aria-current=true] { background: var(--mark); color: inherit }
+  #stages { flex-wrap: nowrap; align-items: start }
+  figure { flex: 1; min-width: 0; margin: 0 }
+  canvas { width: 100%; max-height: 62vh; display: block; border-radius: .5rem;
+    border: 1px solid #8885 }
+  #strip { position: relative; height: 44px; background: #8882; overflow: hidden }
+  #strip button { position: absolute; height: 100%; min-width: 0; padding: 0; overflow: hidden;
+    border-radius: .4rem }
+  #now { position: absolute; height: 100%; width: 2px; margin-left: -1px; background: #d22 }
+  #slider { width: 100%; height: 44px; margin: 0 }
+  dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
+  dd { margin: 0; overflow-wrap: anywhere }
+  svg { flex: 1 1 20rem; max-width: 34rem; font: 13px system-ui, sans-serif }
 </style>
-<h1 id="gloss" aria-live="polite"></h1>
-<canvas id="canvas" role="img"></canvas>
-<div>
-  <button id="play"></button>
-  <input id="slider" type="range" min="0" aria-label="Frame">
-  <output id="count"></output>
+<h1>__TITLE__</h1>
+<div id="words" class="row" role="group" aria-label="The sentence's words"></div>
+<div id="stages" class="row"></div>
+<div id="strip" aria-hidden="true"></div>
+<input id="slider" type="range" min="0" aria-label="Frame">
+<div class="row">
+  <button id="previous">Previous</button>
+  <button id="play">Play</button>
+  <button id="next">Next</button>
+  <button id="back">Step back</button>
+  <button id="forward">Step</button>
+  <button id="overlay" aria-pressed="false">Overlay</button>
   <label>Speed
     <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
-  <label>Sentence <select id="sentence"></select></label>
+  <select id="choice" aria-label="Sentence"></select>
+  <a id="file" download>The .pose file</a>
 </div>
-<p>Space plays and pauses, &larr; &rarr; step, &uarr; &darr; change the sentence. The left hand is
-blue, the right one orange.</p>
+<p id="about" aria-live="polite"></p>
+<p><b class="left">Left</b>: filled, <b class="right">right</b>: hollow; each finger has its shade,
+from the thumb to the little finger. A hand that is missing was not seen. Faint: the wrist's last
+half second. Overlay: generated on real, which is grey.</p>
+<p>Space plays and pauses, &larr; &rarr; step, &uarr; &darr; change the sentence; a click on a word
+goes there. A word crossed out is not signed, one in a dashed frame is unknown to the model.</p>
 __BELOW__
+<h2>The model</h2>
+<dl>__FACTS__</dl>
 <script>
-const items = __ITEMS__
-const lines = __LINES__
-const pen = canvas.getContext("2d")
-let item, time, before = 0, paused = false
+const { fps, items } = __DATA__
+// A frame's points: left hand 0-20, right hand 21-41, nose 42, eyes 43 44, ears 45 46, shoulders
+// 47 48, elbows 49 50, wrists 51 52, face 53-75; null = not seen. A unit is 1/1000 shoulder width.
+const sides = [
+  { name: "left", hand: 0, shoulder: 47, elbow: 49, wrist: 51, hue: 200, hollow: false },
+  { name: "right", hand: 21, shoulder: 48, elbow: 50, wrist: 52, hue: 0, hollow: true },
+]
+const shade = (side, finger) =>
+  grey ? "#888" : `hsl(${side.hue + 11 * finger} 80% ${36 + 5 * finger}%)`
+const faceLines = "__FACE_LINES__".split(" ").map(chain => chain.split("-").map(i => 53 + +i))
+let item, view, stages, time, before = 0
+let grey = false  // for what is drawn beneath another
+let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches
 
-function drawPose(pose) {
-  for (const [a, b, colour] of lines) {
-    pen.strokeStyle = colour
-    pen.beginPath()  // of a NaN nothing is drawn
-    pen.moveTo(...pose[a])
-    pen.lineTo(...pose[b])
-    pen.stroke()
+const theme = getComputedStyle(document.documentElement)
+const colour = name => theme.getPropertyValue(name)
+const between = (a, b, part) => [a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part]
+const make = (tag, text, properties) =>
+  Object.assign(document.createElement(tag), { textContent: text, ...properties })
+
+function pointsAt(clip, seconds) {
+  const at = Math.min(seconds / clip.seconds * clip.frames.length, clip.frames.length - 1)
+  const low = clip.frames[Math.floor(at)], high = clip.frames[Math.ceil(at)], part = at % 1
+  const mix = (a, b) => a && b ? between(a, b, part) : part < 0.5 ? a : b
+  return low.map((point, i) => mix(point, high[i]))
+}
+
+function drawLine(pen, points, style, width) {  // with a gap where a point was not seen
+  pen.strokeStyle = style
+  pen.lineWidth = width
+  pen.beginPath()
+  points.forEach((point, i) => {
+    if (point) points[i - 1] ? pen.lineTo(...point) : pen.moveTo(...point)
+  })
+  pen.stroke()
+}
+
+function drawBody(pen, points) {
+  const [nose, leftEye, rightEye, leftEar, rightEar, left, right] = points.slice(42)
+  const head = leftEar && rightEar ? between(leftEar, rightEar, 0.5) : nose
+  const width = head && Math.max(190, 0.32 * Math.abs(head[1]))  // the shoulders are at 0
+  if (left && right) {
+    const [x, y] = between(left, right, 0.5), neck = [x, y - 130], waist = y + 1150
+    drawLine(pen, [neck, head && between(head, neck, 0.4)], colour("--skin"), 0.8 * width)
+    pen.fillStyle = pen.createLinearGradient(0, y, 0, waist)
+    pen.fillStyle.addColorStop(0, "#888c")
+    pen.fillStyle.addColorStop(1, "#8880")
+    pen.beginPath()
+    for (const corner of [neck, right, [x + 0.7 * (right[0] - x), waist],
+      [x + 0.7 * (left[0] - x), waist], left]) pen.lineTo(...corner)
+    pen.fill()
   }
+  if (head) {
+    pen.fillStyle = colour("--skin")
+    pen.beginPath()
+    pen.ellipse(...head, width, 1.4 * width, 0, 0, 7)
+    pen.fill()
+  }
+  for (const line of faceLines) drawLine(pen, line.map(i => points[i]), colour("--ink"), 16)
+  if (!leftEye || !rightEye || points.slice(53).some(point => point)) return
+  for (const part of [0, 0.9])
+    drawLine(pen, [part, part + 0.1].map(at => between(leftEye, rightEye, at)), colour("--ink"), 40)
+}
+
+function drawArm(pen, points, side) {
+  const hand = points.slice(side.hand, side.hand + 21)
+  const arm = [points[side.shoulder], points[side.elbow], points[side.wrist] || hand[0], hand[0]]
+  drawLine(pen, arm, shade(side, 2), 90)
+  if (side.hollow) drawLine(pen, arm, colour("--paper"), 50)
+  drawLine(pen, [5, 9, 13, 17].map(i => hand[i]), shade(side, 2), 26)
+  for (let i = 0; i < 5; i++)  // thumb to little finger
+    drawLine(pen, [hand[0], ...hand.slice(1 + 4 * i, 5 + 4 * i)], shade(side, i), 26)
+}
+
+function drawTrail(pen, clip, side) {  // of the wrist, over half a second
+  const places = []
+  for (let ago = 0; ago <= 0.5; ago += 0.02) {
+    const points = pointsAt(clip, Math.max(0, time - ago))
+    places.push(points[side.wrist] || points[side.hand])
+  }
+  drawLine(pen, places, `hsl(${side.hue + 22} 80% 50% / 0.3)`, 40)
+}
+
+function drawStage({ canvas, caption, clips }) {
+  const pen = canvas.getContext("2d")
+  canvas.width = canvas.clientWidth * devicePixelRatio
+  canvas.height = canvas.clientHeight * devicePixelRatio
+  const scale = Math.min(canvas.width / view.width, canvas.height / view.height)
+  const left = canvas.width / 2 - scale * (view.left + view.width / 2)
+  pen.setTransform(scale, 0, 0, scale, left, -scale * view.top)
+  pen.lineCap = pen.lineJoin = "round"
+  clips.forEach((clip, i) => {
+    grey = i < clips.length - 1
+    pen.globalAlpha = time > clip.seconds ? 0.35 : grey ? 0.6 : 1
+    const points = pointsAt(clip, time)
+    drawBody(pen, points)
+    for (const side of sides) if (!grey) drawTrail(pen, clip, side)
+    for (const side of sides) drawArm(pen, points, side)
+  })
+  caption.textContent = clips.map(clip => {
+    const { length } = clip.frames, total = clip.seconds.toFixed(2)
+    const frame = Math.min(length, 1 + Math.floor(time / clip.seconds * length + 1e-6))
+    if (time > clip.seconds) return `${clip.name}: ended at ${total} s`
+    return `${clip.name}: ${time.toFixed(2)} of ${total} s, frame ${frame} of ${length}`
+  }).join("; ")
 }
 
 function draw(now) {
-  const width = canvas.clientWidth * devicePixelRatio
-  const side = Math.min(640 * devicePixelRatio, width / item.clips.length)
-  const frameTime = 40  // milliseconds
-  if (!paused) time = (time + Math.min(now - before, 100) / frameTime * speed.value) % item.n
+  if (playing) time = (time + Math.min(now - before, 100) / 1000 * speed.value) % item.seconds
   before = now
-  slider.value = Math.floor(time)
-  count.value = `${slider.valueAsNumber + 1}/${item.n}`
-  play.textContent = paused ? "Play" : "Pause"
-  canvas.width = width
-  canvas.height = side
-  item.clips.forEach(([label, frames], i) => {
-    const left = width / 2 + (i - item.clips.length / 2) * side
-    pen.setTransform(side / 1000, 0, 0, side / 1000, left, 0)
-    pen.fillStyle = getComputedStyle(canvas).color
-    pen.font = "40px system-ui"
-    pen.fillText(label, 20, 50)
-    pen.lineWidth = 6
-    pen.lineCap = "round"
-    drawPose(frames[Math.min(frames.length - 1, slider.value)])
-  })
+  stages.forEach(drawStage)
+  slider.value = Math.floor(time * fps + 1e-6)
+  play.textContent = playing ? "Pause" : "Play"
+  document.getElementById("now").style.left = `${100 * time / item.seconds}%`
+  const current = item.signs.findIndex(sign => sign.from <= time && time < sign.to)
+  const mark = (element, marked) => element.setAttribute("aria-current", marked)
+  item.signs.forEach((sign, i) => mark(strip.children[i], i == current))
+  item.words.forEach((_, i) => mark(words.children[i], i == item.signs[current]?.word))
   requestAnimationFrame(draw)
+}
+
+// The place and size of the figures: all that is seen but for a detector's few errors, and a torso
+function fit(clips) {
+  const seen = clips.flatMap(clip => clip.frames.flat()).filter(point => point)
+  const edge = (axis, share) => {
+    const values = seen.map(point => point[axis]).sort((a, b) => a - b)
+    return values[Math.round(share * (values.length - 1))]
+  }
+  const left = Math.min(edge(0, 0.002), -700) - 80, right = Math.max(edge(0, 0.998), 700) + 80
+  const top = edge(1, 0.002) - 340, bottom = Math.max(edge(1, 0.998), 1000) + 80
+  return { left, top, width: right - left, height: bottom - top }
+}
+
+function makeStages() {
+  const { clips } = item
+  stages = (overlaid() ? [clips] : clips.map(clip => [clip])).map(clips => {
+    const figure = make("figure"), canvas = make("canvas"), caption = make("figcaption")
+    canvas.role = "img"
+    canvas.ariaLabel = `A figure signs: ${clips.map(clip => clip.name).join(" under ")}`
+    canvas.style.aspectRatio = view.width / view.height
+    figure.append(canvas, caption)
+    return { figure, canvas, caption, clips }
+  })
+  document.getElementById("stages").replaceChildren(...stages.map(({ figure }) => figure))
+}
+
+const overlaid = () => overlay.ariaPressed == "true"
+
+function makeWords() {
+  words.replaceChildren(...item.words.map(({ word, known, signed, seconds }, i) => {
+    const start = item.signs.find(sign => sign.word == i)?.from
+    const note = signed ? `${seconds.toFixed(2)} s` : "not signed"
+    const button = make("button", "", { disabled: !signed, onclick: () => time = start })
+    button.append(make(signed ? "span" : "s", word))
+    button.append(make("small", known ? note : `${note}, unknown word`))
+    button.classList.toggle("unknown", !known)
+    return button
+  }))
+  if (item.cut) words.append(make("span", `and ${item.cut} more, cut off`))
+  strip.replaceChildren(...item.signs.map(({ word, from, to }) => {
+    const text = item.words[word].word, onclick = () => time = from
+    const button = make("button", text, { tabIndex: -1, title: text, onclick })
+    button.style.left = `${100 * from / item.seconds}%`
+    button.style.width = `${100 * (to - from) / item.seconds}%`
+    button.classList.toggle("unknown", !item.words[word].known)
+    return button
+  }), make("div", "", { id: "now" }))
 }
 
 function show(i) {
   item = items.at(i % items.length)
+  item.seconds = Math.max(...item.clips.map(clip => clip.seconds))
   time = 0
-  item.n = Math.max(...item.clips.map(([, frames]) => frames.length))
-  slider.max = item.n - 1
-  sentence.selectedIndex = items.indexOf(item)
-  gloss.textContent = item.gloss
-  canvas.ariaLabel = "A skeleton signs " + item.gloss
+  view = fit(item.clips)
+  slider.max = Math.max(1, Math.round(item.seconds * fps)) - 1
+  choice.selectedIndex = items.indexOf(item)
+  const facts = Object.entries(item.facts).map(([name, value]) => `${name}: ${value}`)
+  about.textContent = [item.label, ...facts].join(". ")
+  file.hidden = !item.file
+  file.href = item.file
+  overlay.hidden = item.clips.length < 2
+  makeStages()
+  makeWords()
 }
 
 function step(by) {
-  paused = true
-  time = (slider.valueAsNumber + by + item.n) % item.n
+  playing = false
+  const frames = +slider.max + 1
+  time = (Math.floor(time * fps + 1e-6) + by + frames) % frames / fps
 }
 
+previous.onclick = () => show(choice.selectedIndex - 1)
+next.onclick = () => show(choice.selectedIndex + 1)
+play.onclick = () => playing = !playing
+back.onclick = () => step(-1)
+forward.onclick = () => step(1)
+overlay.onclick = () => {
+  overlay.ariaPressed = !overlaid()
+  makeStages()
+}
+slider.oninput = () => {
+  playing = false
+  time = slider.value / fps
+}
+choice.onchange = () => show(choice.selectedIndex)
 const keys = {
-  " ": () => paused = !paused,
-  ArrowLeft: () => step(-1),
-  ArrowRight: () => step(1),
-  ArrowUp: () => show(sentence.selectedIndex - 1),
-  ArrowDown: () => show(sentence.selectedIndex + 1),
+  " ": play, ArrowLeft: back, ArrowRight: forward, ArrowUp: previous, ArrowDown: next,
 }
-play.onclick = keys[" "]
-slider.oninput = () => step(0)
-sentence.onchange = () => show(sentence.selectedIndex)
 onkeydown = event => {
-  if (!keys[event.key] || event.target.tagName == "SELECT") return
+  const taken = event.altKey || event.ctrlKey || event.metaKey || event.shiftKey
+  const own = event.key == " " ? "input, select, button, a" : "input, select"
+  if (!keys[event.key] || taken || event.target.closest(own)) return
   event.preventDefault()
-  keys[event.key]()
+  keys[event.key].click()
 }
-for (const item of items) sentence.add(new Option(item.gloss))
+
+items.forEach(({ label, words }, i) => {
+  const text = `${i + 1}. ${label}: ${words.map(({ word }) => word).join(" ")}`
+  choice.add(new Option(text.slice(0, 70)))
+})
 show(0)
 requestAnimationFrame(draw)
 </script>
 </html>"""
 
 
-def page(items, below=""):
-    """[(gloss, [(label, pose (T, K, 2) in pixels, seconds)])] -> a page that plays them."""
-    lines = []
-    for part, names in PARTS.items():
-        first = POINTS.index((part, names[0]))
-        lines += [(first + a, first + b, f"rgb{COLOURS[part]}") for a, b in LIMBS[part]]
-    data = []
-    for gloss, clips in items:
-        played = [
-            (label, resample(pose, max(1, round(25 * seconds))).round().tolist())
-            for label, pose, seconds in clips
-        ]
-        data.append({"gloss": gloss, "clips": played})
-    safe = json.dumps(data).replace("<", "\\u003c")
-    text = PAGE.replace("__LINES__", json.dumps(lines)).replace("__BELOW__", below)
-    return text.replace("__ITEMS__", safe)
+def page(what, facts, items, fps, below=""):
+    """-> the bytes of a page that plays items (see page_clip, page_plan), fps steps a second.
+
+    facts: {name: value} of the model, with data, model, best_epoch and date; below: HTML.
+    """
+    title = f"{MODELS[facts['model']].title} ({facts['data']}), epoch {facts['best_epoch']}, "
+    title += f"{facts['date']}: {what}"
+    rows = [
+        f"<dt>{html.escape(name)}<dd>{html.escape(str(value))}" for name, value in facts.items()
+    ]
+    parts = {
+        "TITLE": html.escape(title),
+        "BELOW": below,
+        "FACTS": "".join(rows),
+        "FACE_LINES": FACE_LINES,
+        "DATA": json.dumps({"fps": fps, "items": items}).replace("<", "\\u003c"),
+    }
+    # in one pass, so that a gloss of __BELOW__ stays one
+    text = re.sub("__([A-Z_]+)__", lambda found: parts[found[1]], PAGE)
+    return text.encode("ascii", "xmlcharrefreplace")
+
+
+def page_clip(name, pose, seconds):
+    """A pose (T, K, 2) in shoulder widths, NaN = not seen -> a clip of an item."""
+    frames = []
+    for points in (pose * 1000).round().tolist():
+        frames.append([[int(x), int(y)] if math.isfinite(x + y) else None for x, y in points])
+    return {"name": name, "seconds": float(seconds), "frames": frames}
+
+
+def page_plan(sentence, made, tokenizer, max_gloss_len, fps):
+    """A sentence and its Generated -> the words of an item, and its signs in signing order.
+
+    A word whose signs together last less than a frame is not signed.
+    """
+    words = split_glosses(sentence)
+    lasting = collections.Counter()
+    for number, seconds in made.signs:
+        lasting[number] += seconds
+    vocabulary = tokenizer.get_vocab()
+    shown = []
+    for i, word in enumerate(words[:max_gloss_len]):
+        known = word in vocabulary or not knows_glosses(tokenizer)
+        signed = lasting[i] >= 1 / fps
+        shown.append({"word": word, "known": known, "signed": signed, "seconds": lasting[i]})
+    signs, start = [], 0.0
+    for number, seconds in made.signs:
+        if shown[number]["signed"]:
+            signs.append({"word": number, "from": start, "to": start + seconds})
+        start += seconds
+    return {"words": shown, "cut": len(words) - len(shown), "signs": signs}
+
+
+CURVES = {  # of the learning curve: colour, dashes
+    "train_mse": ("#2b8cde", "2 5"),
+    "val_mse": ("#e0701a", ""),
+    "mean_pose_mse": ("#888", "8 5"),
+    "motion": ("#1f9e77", ""),
+}
 
 
 def learning_curve(log):
-    """The lines of a run's log -> its errors by epoch, as an inline SVG."""
-    colours = {"train_mse": "#2b8cde", "val_mse": "#e0701a", "mean_pose_mse": "#888"}
-    top = max(line[name] for line in log for name in colours)
-    shapes = []
-    for i, (name, colour) in enumerate(colours.items()):
-        points = []
-        for line in log:
-            x, y = 60 + 620 * line["epoch"] / len(log), 180 - 170 * line[name] / top
-            points.append(f"{x:.0f},{y:.1f}")
-        points.append(points[-1])  # so that one epoch is a point
-        shapes.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>')
-        shapes.append(f'<text x="{60 + 220 * i}" y="230" fill="{colour}">{name}</text>')
+    """The lines of a run's log -> its errors and its motion by epoch, as HTML."""
+    errors = ["train_mse", "val_mse", "mean_pose_mse"]
+    values = [max(line[name], 1e-6) for line in log for name in errors]
+    low, high = min(values) / 1.1, max(values) * 1.1
+    ticks = [float(f"{value:.2g}") for value in np.geomspace(low, high, 6)[1:-1]]
+    unit = "MSE in squared shoulder widths, logarithmic"
+    left = chart(
+        log, errors, ticks, unit, lambda value: math.log(max(value, 1e-6) / low, high / low)
+    )
+    top = math.ceil(max(1, *(line["motion"] for line in log)))
+    ticks = [round(top * part / 4, 2) for part in range(5)]
+    right = chart(
+        log,
+        ["motion"],
+        ticks,
+        "motion: 1 is as much as in the real clips",
+        lambda value: value / top,
+    )
     return (
-        f"<h2>Errors by epoch, up to {len(log)}</h2>"
-        '<svg viewBox="0 0 700 240" fill="currentColor" role="img" stroke-width="3">'
-        f'<title>Learning curve</title><text y="20">{top:.4f}</text><text y="185">0</text>'
-        f"{''.join(shapes)}</svg>"
+        f"<h2>Learning curve</h2><div class='row'>{left}{right}</div><p>The training error is "
+        "taken with dropout, word dropout and the weights of the moment, the validation error "
+        "without and with averaged weights: where the training error lies above, this is why.</p>"
+    )
+
+
+def chart(log, names, ticks, unit, height):
+    """Columns of a log by epoch -> an inline SVG; height: of a value, from 0 to 1."""
+    epochs, best = len(log), best_of(log)["epoch"]
+
+    def x(epoch):
+        return 50 + 330 * (epoch - 0.5) / epochs
+
+    def y(value):
+        return 230 - 180 * height(value)
+
+    best_x = f"{x(best):.1f}"
+    shapes = [f'<path d="M50 50V230H380M{best_x} 45V230" fill="none" stroke="currentColor"/>']
+    shapes.append(f'<text x="{best_x}" y="40" text-anchor="middle">best: {best}</text>')
+    shapes.append(f'<text x="0" y="14">{unit}</text><text x="340" y="265">epoch</text>')
+    for tick in ticks:
+        shapes.append(f'<path d="M46 {y(tick):.1f}H380" stroke="#8886"/>')
+        shapes.append(f'<text x="42" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for epoch in range(1, epochs + 1, math.ceil(epochs / 10)):
+        shapes.append(f'<text x="{x(epoch):.1f}" y="248" text-anchor="middle">{epoch}</text>')
+    for i, name in enumerate(names):
+        colour, dashes = CURVES[name]
+        style = f'fill="none" stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"'
+        points = [f"{x(line['epoch']):.1f},{y(line[name]):.1f}" for line in log]
+        points.append(points[-1])  # so that one epoch is a point
+        shapes.append(f'<polyline points="{" ".join(points)}" {style} stroke-linecap="round"/>')
+        shapes.append(f'<path d="M{110 * i} 285h20" {style}/>')
+        shapes.append(f'<text x="{26 + 110 * i}" y="289">{name}</text>')
+    return (
+        f'<svg viewBox="0 0 390 295" fill="currentColor" role="img"><title>{", ".join(names)} by '
+        f"epoch, best epoch {best}</title>{''.join(shapes)}</svg>"
     )
 
 
 def predict(path, sentences, device):
-    """Sentences (["-"]: stdin's lines) -> a .pose file each and index.html, in predictions/."""
-    model, tokenizer, max_gloss_len = load_checkpoint(path)
+    """Sentences (["-"]: stdin's lines) -> a .pose file each and index.html, in a folder."""
+    model, tokenizer, max_gloss_len, facts = read_checkpoint(
+        path, lambda contents: (*rebuild(contents), checkpoint_facts(contents))
+    )
     if len(model.mean) != 2 * len(POINTS):
         raise SystemExit(f"error: {path} is no model of a .pose file's {len(POINTS)} keypoints")
     if sentences == ["-"]:
@@ -2273,25 +2590,60 @@ def predict(path, sentences, device):
     for sentence in sentences:
         if not split_glosses(sentence):
             raise SystemExit(f"error: --predict needs glosses, and {sentence!r} has none")
-    os.makedirs("predictions", exist_ok=True)
-    items = []
     generated = generate(model.to(device), tokenizer, sentences, max_gloss_len, device)
+    folder = new_folder()
+    items = []
     for i, (sentence, made) in enumerate(zip(sentences, generated, strict=True), 1):
-        words = split_glosses(sentence)
-        name = re.sub(r"[^A-Z0-9]+", "_", " ".join(words))[:60]
-        file = f"predictions/{i:03}_{name}.pose"
-        save(file, pose_file(made))
-        items.append((" ".join(words), [("", to_pixels(visible(made)), made.seconds)]))
-        line = f"{file}   {made.seconds:.2f} s"
-        if len(words) > max_gloss_len:
-            line += f"   cut to {max_gloss_len} glosses"
-        known = tokenizer.get_vocab()
-        unknown = [word for word in words[:max_gloss_len] if word not in known]
-        if unknown and knows_glosses(tokenizer):
-            line += f"   unknown: {' '.join(unknown)}"
-        print(line)
-    save("predictions/index.html", page(items).encode())
-    print("predictions/index.html plays them")
+        plan = page_plan(sentence, made, tokenizer, max_gloss_len, model.fps)
+        name = re.sub(r"[^A-Z0-9]+", "_", " ".join(split_glosses(sentence)))[:60]
+        file = f"{i:03}_{name}.pose"
+        save(f"{folder}/{file}", pose_file(made))
+        items.append(
+            {
+                "label": f"sentence {i} of {len(sentences)}",
+                "facts": {"Duration": f"{made.seconds:.2f} s"},
+                "clips": [page_clip("generated", visible(made), made.seconds)],
+                "file": file,
+                **plan,
+            }
+        )
+        print(f"{folder}/{file}   {made.seconds:.2f} s{notes_of(plan, max_gloss_len)}")
+    save(f"{folder}/index.html", page("new sentences", facts, items, model.fps))
+    print(f"{folder}/index.html plays them")
+
+
+def checkpoint_facts(contents):
+    """A best_<model>.pt's contents -> what predictions say about it."""
+    metrics = contents["metrics"]
+    facts = {
+        "data": contents["data"],
+        "model": contents["model"],
+        "best_epoch": metrics["epoch"],
+        "date": contents["date"],
+    }
+    for name in ("val_mse", "val_mae", "mean_pose_mse", "motion", "duration_error"):
+        facts[name] = f"{metrics[name]:.5f}"
+    return facts
+
+
+def new_folder():
+    """predictions/, or predictions-2/ and so on: the first that holds no file -> its name."""
+    for i in itertools.count(1):
+        folder = "predictions" if i == 1 else f"predictions-{i}"
+        os.makedirs(folder, exist_ok=True)
+        if not os.listdir(folder):
+            if i > 1:
+                print(f"predictions/ holds the files of another call: these go to {folder}/")
+            return folder
+
+
+def notes_of(plan, max_gloss_len):
+    """What the terminal says of a sentence's plan."""
+    unknown = [word["word"] for word in plan["words"] if not word["known"]]
+    unsigned = [word["word"] for word in plan["words"] if not word["signed"]]
+    text = f"   cut to {max_gloss_len} glosses" if plan["cut"] else ""
+    text += f"   unknown: {' '.join(unknown)}" if unknown else ""
+    return text + (f"   not signed: {' '.join(unsigned)}" if unsigned else "")
 
 
 def main(argv=None):

@@ -269,6 +269,38 @@ def write_bert(folder):
     return str(folder)
 
 
+WORDS = ["<pad>", "<unk>", "GO", "HELLO", "SCHOOL", "WANT"]
+METRICS = {  # of a checkpoint that was not trained
+    "epoch": 7,
+    "val_mse": 0.25,
+    "val_mae": 0.375,
+    "mean_pose_mse": 0.5,
+    "motion": 0.75,
+    "duration_error": 0.125,
+}
+
+
+def write_checkpoint(path, **changes):
+    """A GRU that was not trained, with a left hand that no clip showed -> the model."""
+    torch.manual_seed(3)
+    seen = np.arange(152) >= 42
+    rng = np.random.default_rng(0)
+    values = {
+        "mean": np.tile([0.2, 0.6], 76),
+        "std": rng.uniform(0.2, 0.6, 152),
+        "seen": seen,
+        "seconds_per_gloss": 0.8,
+    }
+    statistics = {name: torch.tensor(value).float() for name, value in values.items()}
+    small(MAX_FRAMES=96, **changes)
+    model, _, built = model_selection.new_model("gru", statistics, WORDS)
+    for value in model.decoder.parameters():
+        torch.nn.init.normal_(value, 0, 0.5)
+    contents = {**built, "data": "none", "date": "2026-01-02", "metrics": METRICS}
+    model_selection.save(path, {**contents, "weights": model.state_dict()})
+    return model.eval()
+
+
 def edited(source, **settings):
     """The script with other constants above its shared block, each on a line of its own."""
     for name, value in settings.items():
