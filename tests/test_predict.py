@@ -42,7 +42,7 @@ def test_a_written_pose_file_holds_the_models_keypoints(predicted):
     for sentence, path in zip(SENTENCES, files, strict=True):
         pose = Pose.read(path.read_bytes())
         tokenizer = script.gloss_tokenizer(WORDS)
-        tokens, mask, _ = script.tokenize(tokenizer, [sentence], 16)
+        tokens, mask = script.tokenize(tokenizer, [sentence], 16)
         made = model(tokens, mask)
         n = int(model.frames(made.seconds))
         header = [(part.name, list(part.points)) for part in pose.header.components]
