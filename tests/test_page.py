@@ -393,6 +393,8 @@ def test_hidden_hands_are_not_drawn_and_seen_ones_are_reached_by_their_arms(brow
         pose[:, 51], pose[:, 52] = [0.7, 0.4], [-0.7, 0.4]  # the arms' wrists
         pose[:, hidden] = math.nan
         clips.append(final.page_clip("clip", pose, 2.0))
+        frame = clips[-1]["frames"][9]
+        assert {i for i, point in enumerate(frame) if point is None} == set(hidden)
     browser.open(write_page([{**made, "clips": clips}]))
     hands = {"left": "x > 0.8 * width && y < 0.25 * height"}
     hands["right"] = "x < 0.2 * width && y < 0.25 * height"
