@@ -54,6 +54,14 @@ class TwoDecoderLayers(script.GRUModel):
         return queries + self.second(queries, frame_mask)
 
 
+class SignsFromSentences(script.GRUModel):
+    """What is signed, too, comes from the word within its sentence."""
+
+    def encode(self, tokens, token_mask):
+        _, states = super().encode(tokens, token_mask)
+        return states, states
+
+
 class TextOrder(script.Plan):
     """No plan: the signs are the tokens in the order of the text."""
 
@@ -132,6 +140,7 @@ ROWS = {
     "keys by places alone": ({}, {"Plan": KeysByPlaces}),
     "signs read by attention": ({}, {"Plan": Attention}),
     "attention, each token read once": ({}, {"Plan": Sinkhorn}),
+    "signs from the sentence": ({}, {"gru": SignsFromSentences}),
     "two decoder layers": ({}, {"gru": TwoDecoderLayers}),
     "usual initialisation": ({}, {"transformer": UsualInitialisation}),
 }
