@@ -328,22 +328,25 @@ def state_of(paths):
     files = []
     for path in sorted(paths):
         stat = os.stat(path)
-        files.append((os.path.abspath(path), stat.st_size, stat.st_mtime_ns))
+        files.append((os.path.realpath(path), stat.st_size, stat.st_mtime_ns))
     return cache_key(files)
 
 
 def path_for_library(folder):
     """A folder -> a path of it that `datasets` takes as it is.
 
-    The library needs the folder's name, which "." lacks, and takes every path for a pattern, so
-    that it finds nothing in run[1]: the files of such a folder are linked to in the cache.
+    The library needs the folder's name, which "." lacks, takes every path for a pattern, so that it
+    finds nothing in run[1], and takes a log beside a table for one more table: what it is to read
+    of such folders is linked to in the cache.
     """
     folder = os.path.realpath(folder)
-    if glob.escape(folder) == folder:
+    logs = {f"log_{name}.csv" for name in MODELS}
+    names = set(os.listdir(folder))
+    if glob.escape(folder) == folder and not names & logs:
         return folder
     links = Path(datasets.config.HF_DATASETS_CACHE, f"links_{cache_key(folder)}")
     links.mkdir(parents=True, exist_ok=True)
-    for name in os.listdir(folder):
+    for name in names - logs:
         with contextlib.suppress(FileExistsError):
             (links / name).symlink_to(os.path.join(folder, name))
     return str(links)
@@ -393,7 +396,8 @@ def load_tables(dataset, token):
         return read_tables(path, options), state
     except Exception as error:  # of the library, which has many kinds
         message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
-        if not os.path.exists(dataset):
+        is_read = isinstance(error, datasets.exceptions.DatasetGenerationError)
+        if not is_read and not os.path.exists(dataset):
             message = message.rstrip(".") + advice
         raise SystemExit(message) from None
 

@@ -370,12 +370,14 @@ def prepared(monkeypatch):
     return keys
 
 
-@pytest.mark.parametrize("layout", ["isign", "splits"])
+@pytest.mark.parametrize("layout", ["isign", "splits", "a table"])
 def test_what_a_run_writes_beside_its_data_is_no_data(layout, tmp_path, monkeypatch, prepared):
     folder = tmp_path / "data"
-    if layout == "isign":
+    if layout != "splits":
         write_archive(folder)
         settings = {}
+        if layout == "a table":  # of any name, and nothing says that it is the one
+            (folder / "README.md").unlink()
     else:
         write_rows(folder, rows_of(*[POSE] * 4))
         settings = {"POSE_DIM": 4}
@@ -383,7 +385,7 @@ def test_what_a_run_writes_beside_its_data_is_no_data(layout, tmp_path, monkeypa
     first = load(".", **settings)
     assert len(prepared) == len(first["train"]) + len(first["validation"])
     for name in ("selection_gru.pt", "final_gru.pt", "log_gru.csv", "preview_gru.html"):
-        (folder / name).write_text("uid,text\n1,x\n")
+        (folder / name).write_text("epoch,val_mse\n1,0.5\n")
     (folder / "predictions").mkdir()
     (folder / "predictions" / "index.json").write_text("{}")
     prepared.clear()
@@ -469,6 +471,12 @@ def hub(tmp_path, monkeypatch):
         }.items():
             monkeypatch.setenv(name, value)
         yield hub
+
+
+def test_a_table_of_the_hub_that_cannot_be_read_is_said_without_advice(hub, tmp_path):
+    hub.files["iSign_v1.1.csv"] = "uid,text\na,caf\u00e9\n".encode("latin-1")
+    said = one_line(run(tmp_path / "run", "model_selection.py", **TINY))
+    assert "'utf-8' codec can't decode byte 0xe9" in said and ADVICE not in said
 
 
 def test_the_hubs_csv_is_text_also_from_the_cache(hub, tmp_path, monkeypatch):
