@@ -1625,7 +1625,9 @@ def report_full_training():
     print(f"  clips            {train} train, {sum(usable) - train} validation")
     print(f"  read             {read / 2**30:.1f} GiB of poses from the hub, once")
     print(f"  kept             at most {kept / 2**30:.1f} GiB in the cache")
-    print(f"  steps            {math.ceil(train / BATCH_SIZE)} in an epoch of {BATCH_SIZE} clips each")
+    print(
+        f"  steps            {math.ceil(train / BATCH_SIZE)} in an epoch of {BATCH_SIZE} clips each"
+    )
 
 
 def select(name, clips, statistics, vocabulary, device):

@@ -18,6 +18,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import datasets  # noqa: E402
+
 import train_final_model as script  # noqa: E402
 
 FILE = Path(__file__).parents[1] / ".github" / "signing.svg"

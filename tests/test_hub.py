@@ -9,7 +9,7 @@ import pytest
 from helpers import pose_bytes, positions, run, write_isign
 from hub import Hub
 
-import model_selection as script
+import model_selection
 
 TINY = {
     "CANDIDATES": ["gru"],
@@ -137,10 +137,14 @@ def test_the_costs_of_the_full_training_are_those_of_isign(own_splits, monkeypat
     table = datasets.Dataset.from_dict({"uid": [""] * len(glosses), "gloss": glosses})
     splits = ["train"] * 99_003 + ["validation"] * 1000 if own_splits else None
     fs = SimpleNamespace(size=lambda path: size)
-    monkeypatch.setattr(script, "locate_data", lambda: (script.ISIGN, "hf://parts", None))
-    monkeypatch.setattr(script, "load_rows", lambda dataset, token: (table, splits, None))
-    monkeypatch.setattr(script, "list_poses", lambda pattern, token: (fs, [*"abcd"], False))
-    script.report_full_training()
+    monkeypatch.setattr(
+        model_selection, "locate_data", lambda: (model_selection.ISIGN, "hf://parts", None)
+    )
+    monkeypatch.setattr(model_selection, "load_rows", lambda dataset, token: (table, splits, None))
+    monkeypatch.setattr(
+        model_selection, "list_poses", lambda pattern, token: (fs, [*"abcd"], False)
+    )
+    model_selection.report_full_training()
     train = 99_000 if own_splits else 90_000
     assert [line[19:] for line in capsys.readouterr().out.splitlines()] == [
         "what train_final_model.py costs on all 100003 rows, about",
