@@ -1,8 +1,9 @@
 """The README's picture: python tests/make_picture.py (5 minutes on a CPU core).
 
 Trains the GRU for EPOCHS epochs on the embedded sample, and draws a strip of frames of a validation
-clip, the real one above the generated one, into .github/signing.svg. The clip is the one of the
-median error among those of SIGNS signs. Its colours can be read on white and on black.
+clip, the real one above the generated one, into .github/signing.svg. Of the clips of SIGNS signs in
+which both hands move it is the one of the median error. Its colours can be read on white and on
+black.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ import train_final_model as script  # noqa: E402
 FILE = Path(__file__).parents[1] / ".github" / "signing.svg"
 EPOCHS = 24
 SIGNS = 3
-FRAMES = 9  # of each clip
-SCALE = 44  # pixels of a shoulder width
-CELL = (96, 124)  # pixels of a frame: width and height
-MIDDLE = (48, 54)  # pixels: where in it the middle of the shoulders is
-LEFT, TOP = 88, 30  # pixels: what is beside and above the frames
+FRAMES = 8  # of each clip
+SCALE = 56  # pixels of a shoulder width
+CELL = (108, 176)  # pixels of a frame: width and height
+MIDDLE = (54, 68)  # pixels: where in it the middle of the shoulders is
+LEFT, TOP = 92, 24  # pixels: what is beside and above the frames
 TEXT = "#7d8590"  # a grey for white and for black
 
 
@@ -38,39 +39,51 @@ def path(points, style, closed=False):
     return f'<path d="M{"L".join(shown)}{"Z" if closed else ""}" {style}/>' if shown else ""
 
 
+def colour_of(part):
+    return "#{:02x}{:02x}{:02x}".format(*script.COLOURS[part])
+
+
 def limbs(pose, part):
-    """A part's limbs (K, 2) in pixels -> one path of all that are seen."""
+    """A part's limbs, of a pose (K, 2) in pixels -> one path of all that are seen."""
     first = script.POINTS.index((part, script.PARTS[part][0]))
-    ends = np.array(script.LIMBS[part]) + first
-    lines = [pose[pair] for pair in ends if np.isfinite(pose[pair]).all()]
-    drawn = "".join(f"M{a[0]:.1f} {a[1]:.1f}L{b[0]:.1f} {b[1]:.1f}" for a, b in lines)
-    width = {"POSE_LANDMARKS": 3.5, "FACE_LANDMARKS": 1}.get(part, 1.8)
-    colour = "#{:02x}{:02x}{:02x}".format(*script.COLOURS[part])
-    return f'<path d="{drawn}" stroke="{colour}" stroke-width="{width}"/>'
+    pairs = np.array(script.LIMBS[part]) + first
+    if part == "POSE_LANDMARKS":
+        pairs = [pair for pair in pairs if pair.min() >= script.SHOULDERS[0]]  # the head is below
+    drawn = ""
+    for start, end in (pose[pair] for pair in pairs):
+        if np.isfinite(start + end).all():
+            drawn += f"M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}"
+    width = {"POSE_LANDMARKS": 5, "FACE_LANDMARKS": 1.3}.get(part, 2)
+    return f'<path d="{drawn}" stroke="{colour_of(part)}" stroke-width="{width}"/>'
+
+
+def person(pose):
+    """Head and torso, of a pose (K, 2) in pixels, where ears, nose and shoulders are seen."""
+    at = {name: pose[script.POINTS.index(("POSE_LANDMARKS", name))] for name in script.BODY}
+    nose, left, right = at["NOSE"], at["LEFT_SHOULDER"], at["RIGHT_SHOULDER"]
+    width = np.linalg.norm(at["LEFT_EAR"] - at["RIGHT_EAR"])
+    if not np.isfinite([*nose, *left, *right, width]).all():
+        return ""
+    middle = (left + right) / 2
+    side, down = (left - right) / 2, np.array([0.0, SCALE])
+    chin = nose + [0, 0.74 * width]
+    bust = [chin + 0.2 * side, middle - 0.1 * down + 0.3 * side, left]
+    bust += [middle + 0.75 * side + 1.2 * down, middle - 0.75 * side + 1.2 * down, right]
+    bust += [middle - 0.1 * down - 0.3 * side, chin - 0.2 * side]
+    style = f'stroke="{TEXT}" fill="{TEXT}" fill-opacity=".15"'
+    size = f'rx="{0.55 * width:.1f}" ry="{0.78 * width:.1f}"'
+    head = f'<ellipse cx="{nose[0]:.1f}" cy="{nose[1]:.1f}" {size} {style}/>'
+    return path(bust, style, closed=True) + head
 
 
 def figure(clip, at, since):
     """Frame `at` of a clip (T, K, 2) in pixels, and the way of its wrists since another frame."""
-    pose = clip[at]
-    body = {name: pose[script.POINTS.index(("POSE_LANDMARKS", name))] for name in script.BODY}
-    ears = np.stack([body["LEFT_EAR"], body["RIGHT_EAR"]])
-    parts = []
-    if np.isfinite(ears).all():
-        middle, width = ears.mean(0), np.linalg.norm(ears[0] - ears[1])
-        outline = f'rx="{0.55 * width:.1f}" ry="{0.75 * width:.1f}" stroke="{TEXT}"'
-        parts.append(f'<ellipse cx="{middle[0]:.1f}" cy="{middle[1]:.1f}" {outline}/>')
-        shoulders = np.stack([body["LEFT_SHOULDER"], body["RIGHT_SHOULDER"]])
-        neck = [middle + [0, 0.75 * width], shoulders.mean(0)]
-        waist = shoulders * [0.75, 1] + np.array([0.25 * neck[1][0], 1.15 * SCALE])
-        torso = [shoulders[0], waist[0], waist[1], shoulders[1]]
-        parts.append(path(torso, f'stroke="{TEXT}" fill="{TEXT}" fill-opacity=".12"', closed=True))
-        parts.append(path(neck, f'stroke="{TEXT}" stroke-width="3.5"'))
-    for part, wrist in zip(list(script.PARTS)[:2], script.WRISTS, strict=True):
-        colour = "#{:02x}{:02x}{:02x}".format(*script.COLOURS[part])
-        trail = f'stroke="{colour}" stroke-width="5" stroke-opacity=".25"'
-        parts.append(path(clip[since : at + 1, wrist], trail))
-    order = ["FACE_LANDMARKS", "POSE_LANDMARKS", *list(script.PARTS)[:2]]
-    return "".join([*parts, *(limbs(pose, part) for part in order)])
+    pose, hands = clip[at], list(script.PARTS)[:2]
+    parts = [person(pose), limbs(pose, "FACE_LANDMARKS"), limbs(pose, "POSE_LANDMARKS")]
+    for part, wrist in zip(hands, script.WRISTS, strict=True):
+        trail = f'stroke="{colour_of(part)}" stroke-width="5" stroke-opacity=".3"'
+        parts += [path(clip[since : at + 1, wrist], trail), limbs(pose, part)]
+    return "".join(parts)
 
 
 def text(x, y, words, style=""):
@@ -80,7 +93,7 @@ def text(x, y, words, style=""):
 
 def row(clip, seconds, top):
     """A clip (T, K, 2) in shoulder widths -> FRAMES of its frames, side by side."""
-    chosen = np.linspace(0, len(clip) - 1, FRAMES + 2).round().astype(int)[1:-1]
+    chosen = (len(clip) * (np.arange(FRAMES) + 0.5) / FRAMES).astype(int)
     parts = []
     for i, (since, at) in enumerate(itertools.pairwise([0, *chosen])):
         left = LEFT + i * CELL[0]
@@ -111,9 +124,9 @@ def strip(sentence, real, seconds, made):
     second, below = TOP + CELL[1], TOP + 2 * CELL[1] + 6
     width, height = LEFT + FRAMES * CELL[0] + 8, below + 30
     side = 'style="text-anchor:start;font-weight:600"'
-    title = f"{sentence} (sample data, not a sign language)"
+    title = f"{sentence} (sample data: made-up signs)"
     parts = [
-        text(8, 18, f"{title}: real above, generated below", side),
+        text(8, 18, title, side),
         row(real, seconds, TOP),
         row(script.visible(made), made.seconds, second),
         text(8, TOP + CELL[1] / 2, "real", side),
@@ -150,11 +163,11 @@ def main():
     script.check_settings()
     clips, generated = trained()
     real = [pose.reshape(-1, len(script.POINTS), 2) for pose in clips["pose"]]
-    errors = {
-        i: script.aligned_error(generated[i].pose, real[i])
-        for i, gloss in enumerate(clips["gloss"])
-        if len(script.split_glosses(gloss)) == SIGNS
-    }
+    errors = {}
+    for i, pose in enumerate(real):
+        ways = np.abs(np.diff(pose[:, script.WRISTS], axis=0)).sum(0).max(-1)  # shoulder widths
+        if len(script.split_glosses(clips["gloss"][i])) == SIGNS and ways.min() > 1:
+            errors[i] = script.aligned_error(generated[i].pose, pose)
     i = sorted(errors, key=errors.get)[len(errors) // 2]
     svg = strip(clips["gloss"][i], real[i], float(clips["seconds"][i]), generated[i])
     FILE.parent.mkdir(exist_ok=True)
