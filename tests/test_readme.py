@@ -39,10 +39,10 @@ SKIPPED = {  # commands that are not run here, and why
     "export HF_TOKEN=hf_...": "needs a token: test_hub.py has another hub's",
     "torchrun --nproc_per_node=2 train_final_model.py --model gru": "test_torchrun.py",
     "python tests/make_picture.py": "takes minutes: see below",
-    "pip install mediapipe": "needs a network",
     "video_to_pose --format mediapipe -i clip.mp4 -o clip.pose": "needs mediapipe and a video",
     'python -c "import torch; print(torch.cuda.is_available())"': "needs a GPU",
 }
+TOO_SMALL = "warning: the model does not beat the mean pose"  # as the tests' models may not
 BENCHMARK = r"python (tests/bench_ablation\.py .*)"  # its data is not in this repository
 PROGRAMS = {"python", "python3", "pip", "ruff", "torchrun", "export", "echo", "video_to_pose"}
 
@@ -116,6 +116,7 @@ def same_shape(shown, printed):
     pattern = "".join(
         "(?:.*\n)*?" if line == "..." else re.escape(shape(line)) + "\n" for line in shown
     )
+    printed = [line for line in printed if not line.startswith(TOO_SMALL)]
     return re.fullmatch(pattern, "".join(shape(line) + "\n" for line in printed)) is not None
 
 
