@@ -196,7 +196,7 @@ def test_a_reader_who_follows_the_readme_gets_what_it_says(tmp_path):
 
 
 def test_the_first_60_lines_lead_to_a_model_of_ones_own_rows():
-    blocks, _ = read("\n".join(README.splitlines()[:60]))
+    blocks = [block for block in read(README)[0] if block.line <= 60]
     trained = [
         block for block in blocks if "python train_final_model.py --model gru" in block.lines
     ]
