@@ -241,7 +241,7 @@ def test_the_table_of_settings_is_that_of_the_scripts():
     shown = {}
     for row in re.findall(r"^\| (`[A-Z_]+`.*?) \| (.+?) \|", section, re.M):
         names = re.findall(r"`(\w+)`", row[0])
-        selection, _, final = row[1].partition("(step 2: ")
+        selection, _, final = row[1].partition("(step 3: ")
         values = [re.findall(r"`(.+?)`", part) for part in (selection, final or selection)]
         for name, *texts in zip(names, *values, strict=True):
             assert name not in shown
