@@ -278,7 +278,7 @@ def test_the_command_of_the_results_is_one_of_the_benchmark(monkeypatch, tmp_pat
 def test_the_picture_is_drawn_from_the_sample(monkeypatch, tmp_path):
     script = make_picture.script
     sample_rows = script.sample_rows
-    monkeypatch.setattr(script, "sample_rows", lambda n, seed: sample_rows(n // 10, seed))
+    monkeypatch.setattr(script, "sample_rows", lambda n, seed: sample_rows(n // 4, seed))
     monkeypatch.setattr(make_picture, "FILE", tmp_path / "new" / "signing.svg")
     monkeypatch.setattr(make_picture, "EPOCHS", 1)
     small(BATCH_SIZE=4, MAX_FRAMES=24)
