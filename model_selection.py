@@ -1682,6 +1682,32 @@ def run_script(main):
 # ==== SHARED BLOCK: end
 
 
+def report_full_training():
+    """What train_final_model.py costs on all rows, where their poses are read from the hub."""
+    dataset, pattern, token = locate_data()
+    rows, splits, _ = load_rows(dataset, token)
+    if "pose" in rows.column_names or not pattern.startswith("hf://"):
+        return
+    try:
+        fs, paths, _ = list_poses(pattern, token)
+        read = sum(fs.size(path) for path in paths)
+    except (OSError, huggingface_hub.errors.HTTPError):
+        return  # without a network, all clips of this run having been prepared before
+    usable = [bool(split_glosses(text)) and text != "nan " for text in rows["gloss"][:]]
+    if splits:
+        train = sum(ok for ok, split in zip(usable, splits, strict=True) if split == "train")
+    else:
+        train = round(sum(usable) * (1 - VALIDATION_SHARE))
+    kept = sum(usable) * MAX_FRAMES * POSE_DIM * 4  # bytes of a float32
+    print(f"full training      what train_final_model.py costs on all {len(rows)} rows, about")
+    print(f"  clips            {train} train, {sum(usable) - train} validation")
+    print(f"  read             {read / 2**30:.1f} GiB of poses from the hub, once")
+    print(f"  kept             at most {kept / 2**30:.1f} GiB in the cache")
+    print(
+        f"  steps            {math.ceil(train / BATCH_SIZE)} in an epoch of {BATCH_SIZE} clips each"
+    )
+
+
 def select(name, clips, statistics, vocabulary, device):
     """A short run of one candidate -> its best epoch's metrics; writes selection_<name>.pt."""
     torch.manual_seed(SEED)
@@ -1718,6 +1744,8 @@ def main(argv=None):
         check_memory(name, device)
     clips, data = load_clips()
     statistics, vocabulary = training_statistics(clips["train"])
+    if data != "sample data":
+        report_full_training()
     print(f"device             {device}", flush=True)
     results = {}
     for name in CANDIDATES:

@@ -2,10 +2,14 @@
 
 import os
 import zipfile
+from types import SimpleNamespace
 
+import datasets
 import pytest
 from helpers import pose_bytes, positions, run, write_isign
 from hub import Hub
+
+import model_selection
 
 TINY = {
     "CANDIDATES": ["gru"],
@@ -106,6 +110,49 @@ def test_a_subset_and_then_all_read_each_member_once_and_for_both_scripts(hub, f
     read = sorted(size for name, _, size in hub.ranges if "part" in name and size > sizes[0] / 2)
     assert sum(read) <= 1.05 * sum(sizes) + 2 * 2**16
     assert len(hub.ranges) <= len(sizes) + 3 + 2 * 12  # 3 members lie across two parts
+
+
+def test_the_selection_says_what_the_full_training_costs(hub, files, tmp_path):
+    rows = "aaaaaaaaaaaa-1,\nbbbbbbbbbbbb-1,nan \ncccccccccccc-1,?!\n"  # without a text
+    hub.files = {**files[0], "iSign_v1.1.csv": files[0]["iSign_v1.1.csv"] + rows.encode()}
+    some = {**TINY, "TRAIN_CLIPS": 4, "VALIDATION_CLIPS": 1, "BATCH_SIZE": 4, "MAX_FRAMES": 24}
+    done = run(tmp_path / "run", "model_selection.py", VALIDATION_SHARE=0.2, **some)
+    assert done.code == 0, done.err
+    told = done.out[done.out.index("full training ") : done.out.index("device ")].splitlines()
+    parts = sum(len(data) for name, data in hub.files.items() if "part" in name)
+    values = [line[:19].strip() + ": " + line[19:] for line in told]
+    assert values == [
+        "full training: what train_final_model.py costs on all 33 rows, about",
+        "clips: 24 train, 6 validation",  # of 30 with a text, and not of the subset
+        f"read: {parts / 2**30:.1f} GiB of poses from the hub, once",
+        f"kept: at most {30 * 24 * 152 * 4 / 2**30:.1f} GiB in the cache",
+        "steps: 6 in an epoch of 4 clips each",
+    ]
+
+
+@pytest.mark.parametrize("own_splits", [False, True])
+def test_the_costs_of_the_full_training_are_those_of_isign(own_splits, monkeypatch, capsys):
+    size = 42_547_000_000
+    glosses = ["hello"] * 99_000 + [None, "nan ", " - "] + ["you"] * 1000
+    table = datasets.Dataset.from_dict({"uid": [""] * len(glosses), "gloss": glosses})
+    splits = ["train"] * 99_003 + ["validation"] * 1000 if own_splits else None
+    fs = SimpleNamespace(size=lambda path: size)
+    monkeypatch.setattr(
+        model_selection, "locate_data", lambda: (model_selection.ISIGN, "hf://parts", None)
+    )
+    monkeypatch.setattr(model_selection, "load_rows", lambda dataset, token: (table, splits, None))
+    monkeypatch.setattr(
+        model_selection, "list_poses", lambda pattern, token: (fs, [*"abcd"], False)
+    )
+    model_selection.report_full_training()
+    train = 99_000 if own_splits else 90_000
+    assert [line[19:] for line in capsys.readouterr().out.splitlines()] == [
+        "what train_final_model.py costs on all 100003 rows, about",
+        f"{train} train, {100_000 - train} validation",
+        "158.5 GiB of poses from the hub, once",
+        "at most 5.4 GiB in the cache",  # 58,368 bytes each
+        f"{train // 8} in an epoch of 8 clips each",
+    ]
 
 
 @pytest.mark.parametrize("fault", ["html", "wrong", "long"])
