@@ -253,6 +253,11 @@ def split_glosses(text):
     return [word for word in stripped if word]
 
 
+def has_text(gloss):
+    """Whether there is a text; iSign has "nan " for some that there are not."""
+    return bool(split_glosses(gloss)) and str(gloss).strip() != "nan"
+
+
 def video_of(uid):
     """A clip's uid -> the video it was cut from; a uid of another form than iSign's is its own."""
     forms = r"^(?:([0-9a-f]{12})-\d+|(.{11})(?:--\d+|_(?:w|d|e\d+)))\Z"
@@ -452,7 +457,7 @@ def choose_rows(rows, splits):
     left_out, seen = collections.Counter(), set()
     usable = {"train": [], "validation": []}
     for i, gloss in enumerate(glosses):
-        if not split_glosses(gloss) or gloss.strip() == "nan":
+        if not has_text(gloss):
             left_out["no text"] += 1
         elif (splits[i], uids[i]) in seen:
             left_out["uid twice"] += 1
@@ -1693,7 +1698,7 @@ def report_full_training():
         read = sum(fs.size(path) for path in paths)
     except (OSError, huggingface_hub.errors.HTTPError):
         return  # without a network, all clips of this run having been prepared before
-    usable = [bool(split_glosses(text)) and text != "nan " for text in rows["gloss"][:]]
+    usable = [has_text(gloss) for gloss in rows["gloss"][:]]
     if splits:
         train = sum(ok for ok, split in zip(usable, splits, strict=True) if split == "train")
     else:

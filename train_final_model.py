@@ -263,6 +263,11 @@ def split_glosses(text):
     return [word for word in stripped if word]
 
 
+def has_text(gloss):
+    """Whether there is a text; iSign has "nan " for some that there are not."""
+    return bool(split_glosses(gloss)) and str(gloss).strip() != "nan"
+
+
 def video_of(uid):
     """A clip's uid -> the video it was cut from; a uid of another form than iSign's is its own."""
     forms = r"^(?:([0-9a-f]{12})-\d+|(.{11})(?:--\d+|_(?:w|d|e\d+)))\Z"
@@ -462,7 +467,7 @@ def choose_rows(rows, splits):
     left_out, seen = collections.Counter(), set()
     usable = {"train": [], "validation": []}
     for i, gloss in enumerate(glosses):
-        if not split_glosses(gloss) or gloss.strip() == "nan":
+        if not has_text(gloss):
             left_out["no text"] += 1
         elif (splits[i], uids[i]) in seen:
             left_out["uid twice"] += 1
