@@ -1076,14 +1076,15 @@ class Plan(nn.Module):
 
     The signs are the tokens sorted by a key. It begins as the token's place in the text, so that
     for glosses in signing order nothing is to be learned, and is moved by the token's state and by
-    the durations of the tokens before and behind it, to which words that are not signed add
-    nothing. To have a gradient the sorting is soft (SoftSort, Prillo and Eisenschlos 2020): sign i
-    reads the tokens whose keys are near the key of rank i.
+    how many tokens before and behind it are signed: those that last about 0 s do not count. To have
+    a gradient the sorting is soft (SoftSort, Prillo and Eisenschlos 2020): sign i reads the tokens
+    whose keys are near the key of rank i.
     """
 
-    longest = 32  # mean glosses over which the slowest wave turns once
-    step = 4  # places that a key is moved by an output of 1
+    longest = 32  # signs over which the slowest wave turns once
+    step = 2  # places that a key is moved by an output of 1
     softness = 0.5  # places within which keys are near each other
+    shortest = 0.25  # mean glosses: from about this duration on a token counts as signed
     padding = 1e4  # a key behind all others
 
     def __init__(self, states_dim):
@@ -1100,9 +1101,11 @@ class Plan(nn.Module):
 
         order: how much of sign i is read from token j.
         """
-        before = durations.cumsum(1) - durations
-        behind = durations.sum(1, keepdim=True) - durations - before
-        waves = [sinusoidal_features(sum_ / self.longest) for sum_ in (before, behind)]
+        # without a gradient: that keys and durations pull at each other upsets a training
+        signed = 1 - (-durations.detach() / self.shortest).exp()
+        before = signed.cumsum(1) - signed
+        behind = signed.sum(1, keepdim=True) - signed - before
+        waves = [sinusoidal_features(count / self.longest) for count in (before, behind)]
         moved = self.move(states + self.place(torch.cat(waves, -1))).squeeze(-1).float()
         keys = torch.arange(states.shape[1], device=states.device) + self.step * moved
         keys = keys.masked_fill(~token_mask, self.padding)

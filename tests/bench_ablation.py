@@ -71,7 +71,7 @@ class TextOrder(script.Plan):
 
 
 class KeysByPlaces(script.Plan):
-    """Keys are moved by the places of the tokens, and not by the durations around them."""
+    """Keys are moved by the places of the tokens, signed or not."""
 
     def forward(self, states, durations, token_mask):
         return super().forward(states, token_mask.float(), token_mask)
