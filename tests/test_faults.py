@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 from helpers import pose_bytes, positions, run, small, write_isign, zipped
-from hub import Hub
+from hub import Hub, wait_less
 
 import model_selection as script
 
@@ -460,6 +460,7 @@ TINY = {
 def hub(tmp_path, monkeypatch):
     write_archive(tmp_path / "files")
     files = {path.name: path.read_bytes() for path in (tmp_path / "files").iterdir()}
+    wait_less(tmp_path / "haste", monkeypatch)
     with Hub("Exploration-Lab/iSign", files, {TOKEN: None}) as hub:
         home = str(tmp_path / "home")
         for name, value in {

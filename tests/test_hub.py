@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 from helpers import pose_bytes, positions, run, write_isign
-from hub import Hub
+from hub import Hub, wait_less
 
 import model_selection
 
@@ -39,6 +39,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def hub(files, tmp_path, monkeypatch):
+    wait_less(tmp_path / "haste", monkeypatch)
     with Hub("Exploration-Lab/iSign", files[0], {TOKEN: None, "hf_noTerms": 403}) as hub:
         home = str(tmp_path / "home")
         for name, value in {
