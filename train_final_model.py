@@ -1081,7 +1081,7 @@ class Plan(nn.Module):
     whose keys are near the key of rank i.
     """
 
-    longest = 32  # signs over which the slowest wave turns once
+    longest = 32  # signs over which the slowest wave makes half a turn
     step = 2  # places that a key is moved by an output of 1
     softness = 0.5  # places within which keys are near each other
     shortest = 0.25  # mean glosses: from about this duration on a token counts as signed
@@ -1255,7 +1255,7 @@ class TransformerModel(PoseModel):
     title = "Transformer"
     layers = 3  # of the encoder, and of the decoder
     heads = 4  # where EMBED_DIM can be divided by it
-    order_scale = 32  # glosses over which the slowest wave turns once
+    order_scale = 32  # glosses over which the slowest wave makes half a turn
 
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
