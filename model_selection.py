@@ -92,7 +92,9 @@ MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
 # It reads in the order in which a clip travels: settings, rows, .pose files, preparing, batches,
-# models, losses and metrics, training.
+# models, losses and metrics, training. Within a section helpers come first: load_clips is the way
+# from the rows to the prepared clips, PoseModel.forward the way from glosses to poses, and
+# run_epoch an epoch of training.
 #
 # B clips of a batch, S glosses or word pieces, T frames, K keypoints, D = 2 K pose numbers, H
 # hidden size. Masks: True = real. A pose number that is NaN was not seen or is padding: it enters
@@ -440,6 +442,10 @@ def load_rows(dataset, token):
     return rows, splits if held_out else None, state
 
 
+def counted(reasons):
+    return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none"
+
+
 def choose_rows(rows, splits):
     """Which rows are used -> {split: their numbers}, a Counter of what was left out, and a report.
 
@@ -472,6 +478,14 @@ def choose_rows(rows, splits):
         chosen[split] = [i for i in usable[split] if videos[i] in drawn[split]]
     both = f"{len(drawn['train'] & drawn['validation'])} videos in both"
     return chosen, left_out, f"{origin}; {both if named else 'no uid names the videos'}"
+
+
+SAMPLE_WORDS = """HELLO I YOU WANT GO SCHOOL HOUSE WATER
+    EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK"""
+ARM_AT_REST = np.array([0.45, 1.3, 1.4, 0.8, 0.9, 1, 0.9, 0.8])
+SAMPLE_HEAD = """-.75j .1-.86j -.1-.86j .21-.8j -.21-.8j -.1-.55j .1-.55j -.5j -.58j -.18-.94j
+    -.12-.97j -.05-.94j .18-.94j .12-.97j .05-.94j -.14-.86j -.1-.88j -.17-.85j -.14-.83j -.1-.83j
+    -.06-.85j .14-.86j .1-.88j .17-.85j .14-.83j .1-.83j .06-.85j -.92j"""
 
 
 def sample_signs(rng, n):
@@ -523,14 +537,6 @@ def sample_rows(n, seed):
         pose += rng.normal(0, 0.004, pose.shape)
         rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose})
     return datasets.Dataset.from_list(rows)
-
-
-SAMPLE_WORDS = """HELLO I YOU WANT GO SCHOOL HOUSE WATER
-    EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK"""
-ARM_AT_REST = np.array([0.45, 1.3, 1.4, 0.8, 0.9, 1, 0.9, 0.8])
-SAMPLE_HEAD = """-.75j .1-.86j -.1-.86j .21-.8j -.21-.8j -.1-.55j .1-.55j -.5j -.58j -.18-.94j
-    -.12-.97j -.05-.94j .18-.94j .12-.97j .05-.94j -.14-.86j -.1-.88j -.17-.85j -.14-.83j -.1-.83j
-    -.06-.85j .14-.86j .1-.88j .17-.85j .14-.83j .1-.83j .06-.85j -.92j"""
 
 
 # ---- .pose files: where they are, and what is in them
@@ -595,8 +601,8 @@ class PoseArchive:
 
     def __init__(self, fs, paths):
         self.parts = JoinedParts(fs, paths)
-        self.parts.seek(max(0, self.parts.size - 1))
-        self.parts.read()  # since zipfile takes an error of the hub for a file that is no zip
+        self.parts.seek(max(0, self.parts.size - END_OF_ZIP))  # where zipfile begins to read
+        self.parts.read()  # since it takes an error of the hub for a file that is no zip
         try:
             self.zip = zipfile.ZipFile(self.parts)
         except zipfile.BadZipFile as error:
@@ -811,16 +817,17 @@ def cached_clips(folder):
 def prepare(rows, state, pattern, token):
     """Rows -> prepared clips, a Dataset of CLIP in their order; the cache's are not read again.
 
-    The cache keeps files of at most SHARD clips, in a folder for each state of the data and of the
-    settings that shape a clip. A row is known by its key, so that other subsets, other splits and
-    added rows cost only what is new. SystemExit where the poses cannot be read any more.
+    The cache keeps files of at most SHARD clips, in a folder for each state of the poses (of local
+    ones; the hub's are taken to stay as they are) and of the settings that shape a clip. A row is
+    known by its key, so that other subsets, other splits and added rows of an archive cost only
+    what is new. SystemExit where the poses cannot be read any more.
     """
     what = cache_key(PREPARATION, POINTS, pattern, state, FPS, MAX_FRAMES, POSE_DIM)
     folder = Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose", what)
     folder.mkdir(parents=True, exist_ok=True)
-    clips, place = cached_clips(folder)
+    clips, row_of = cached_clips(folder)
     keys = rows["key"][:]
-    missing = [i for i, key in enumerate(keys) if key not in place]
+    missing = [i for i, key in enumerate(keys) if key not in row_of]
     if missing and "pose" not in rows.column_names:
         open_poses(pattern, token)  # here, so that the processes inherit the archive's directory
     for first in range(0, len(missing), SHARD):
@@ -846,8 +853,8 @@ def prepare(rows, state, pattern, token):
         except multiprocess.TimeoutError:  # what the library makes of a Ctrl-C
             raise KeyboardInterrupt from None
     if missing:
-        clips, place = cached_clips(folder)
-    return clips.select([place[key] for key in keys])
+        clips, row_of = cached_clips(folder)
+    return clips.select([row_of[key] for key in keys])
 
 
 def load_clips():
@@ -880,10 +887,6 @@ def load_clips():
     name = "sample data" if dataset == "sample" else dataset
     report_clips(name, clips, left_out, origin)
     return clips, name
-
-
-def counted(reasons):
-    return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none"
 
 
 def report_clips(name, clips, left_out, origin):
@@ -955,13 +958,18 @@ def knows_glosses(tokenizer):
     return isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.WordLevel)
 
 
-def tokenized(tokenizer, sentences, max_gloss_len):
-    """Gloss sentences -> the tokenizer's output. What is beyond max_gloss_len is cut."""
-    texts = [" ".join(split_glosses(sentence)[:max_gloss_len]) for sentence in sentences]
-    if not knows_glosses(tokenizer):  # pretrained encoders know their words in lower case
-        texts = [text.lower() for text in texts]
+def glosses_for(tokenizer, sentence, max_gloss_len):
+    """A sentence -> the glosses that a tokenizer is given; what is beyond max_gloss_len is cut."""
+    glosses = split_glosses(sentence)[:max_gloss_len]
+    if knows_glosses(tokenizer):
+        return glosses
+    return [gloss.lower() for gloss in glosses]  # as pretrained encoders know their words
+
+
+def tokenize(tokenizer, sentences, max_gloss_len):
+    """Gloss sentences -> the tokenizer's output: tokens, mask and where in the text they stand."""
     return tokenizer(
-        texts,
+        [" ".join(glosses_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences],
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
@@ -969,19 +977,13 @@ def tokenized(tokenizer, sentences, max_gloss_len):
     )
 
 
-def tokenize(tokenizer, sentences, max_gloss_len):
-    """Gloss sentences -> tokens (B, S), token_mask (B, S)."""
-    batch = tokenized(tokenizer, sentences, max_gloss_len)
-    return batch["input_ids"], batch["attention_mask"].bool()
-
-
 def collate(clips, tokenizer):
     """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
     poses = [torch.tensor(clip["pose"]).view(-1, POSE_DIM) for clip in clips]
-    tokens, token_mask = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
+    text = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
     return {
-        "tokens": tokens,  # (B, S)
-        "token_mask": token_mask,  # (B, S)
+        "tokens": text["input_ids"],  # (B, S)
+        "token_mask": text["attention_mask"].bool(),  # (B, S)
         "pose": nn.utils.rnn.pad_sequence(poses, True, math.nan),  # (B, T, D)
         "n_frames": torch.tensor([len(pose) for pose in poses]),  # (B,)
         "seconds": torch.tensor([float(clip["seconds"]) for clip in clips]),  # (B,)
@@ -1043,9 +1045,8 @@ class TwoWayGRU(nn.Module):
             x = x.float()
             steps = torch.arange(x.shape[1], device=x.device)
             lengths = mask.sum(1, keepdim=True)
-            turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[
-                ..., None
-            ]  # (B, L, 1)
+            turned = torch.where(steps < lengths, lengths - 1 - steps, steps)
+            turned = turned[..., None]  # (B, L, 1)
             there, _ = self.there(x)
             back, _ = self.back(x.gather(1, turned.expand_as(x)))
             return torch.cat([there, back.gather(1, turned.expand_as(back))], -1)
@@ -1071,15 +1072,15 @@ class Plan(nn.Module):
     whose keys are near the key of rank i.
     """
 
-    longest = 32  # signs over which the slowest wave makes half a turn
+    half_turn = 32  # signs: of the slowest wave that counts them
     step = 2  # places that a key is moved by an output of 1
     softness = 0.5  # places within which keys are near each other
-    shortest = 0.25  # mean glosses: from about this duration on a token counts as signed
+    signed_from = 0.25  # mean glosses: from about this duration on a token counts as signed
     padding = 1e4  # a key behind all others
 
     def __init__(self, states_dim):
         super().__init__()
-        self.place = nn.Linear(2 * WAVE_DIM, states_dim)
+        self.counts = nn.Linear(2 * WAVE_DIM, states_dim)
         self.move = nn.Sequential(
             nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1)
         )
@@ -1092,11 +1093,11 @@ class Plan(nn.Module):
         order: how much of sign i is read from token j.
         """
         # without a gradient: that keys and durations pull at each other upsets a training
-        signed = 1 - (-durations.detach() / self.shortest).exp()
+        signed = 1 - (-durations.detach() / self.signed_from).exp()
         before = signed.cumsum(1) - signed
         behind = signed.sum(1, keepdim=True) - signed - before
-        waves = [sinusoidal_features(count / self.longest) for count in (before, behind)]
-        moved = self.move(states + self.place(torch.cat(waves, -1))).squeeze(-1).float()
+        waves = [sinusoidal_features(count / self.half_turn) for count in (before, behind)]
+        moved = self.move(states + self.counts(torch.cat(waves, -1))).squeeze(-1).float()
         keys = torch.arange(states.shape[1], device=states.device) + self.step * moved
         keys = keys.masked_fill(~token_mask, self.padding)
         ranked = keys.sort(1).values
@@ -1108,10 +1109,12 @@ class PoseModel(nn.Module):
     """What the models share: encode the text, plan its signs, place them on the time line, decode.
 
     What is signed comes from the word alone, when and how long from the sentence around it: else a
-    model learns by heart which take of a sign it has met in which sentence. Running sums of the
-    durations give each sign its stretch of the time line, and a frame reads the signs through a
-    soft window around these stretches. No frame depends on a generated one, so that all are
-    decoded in one call.
+    model learns by heart which take of a sign it has met in which sentence. An unknown word's sign
+    comes from the sentence, too, and so do all of BERT's, which knows no word without one.
+
+    Running sums of the durations give each sign its stretch of the time line, and a frame reads the
+    signs through a soft window around these stretches. No frame depends on a generated one, so that
+    all are decoded in one call.
 
     Subclasses have encode(tokens, token_mask) -> words, states (B, S, states_dim), each token by
     itself and within its sentence; and decode(queries (B, T, query_dim), frame_mask, states,
@@ -1160,7 +1163,7 @@ class PoseModel(nn.Module):
         frame_mask = step < n_frames[:, None]  # (B, T)
         time = step / self.max_frames
         phase = (step / (n_frames[:, None] - 1).clamp(min=1)).clamp(max=1)  # 0 to 1, first to last
-        queries = self.place(signs, token_mask, sign_durations, time, phase)
+        queries = self.place_signs(signs, token_mask, sign_durations, time, phase)
         hidden = self.dropout(self.decode(self.dropout(queries), frame_mask, states, token_mask))
         pose = self.output(hidden).float() * self.std + self.mean
         pose = pose * frame_mask[..., None]
@@ -1186,7 +1189,7 @@ class PoseModel(nn.Module):
     def frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
 
-    def place(self, signs, token_mask, durations, time, phase):
+    def place_signs(self, signs, token_mask, durations, time, phase):
         """The time line: time (T,), phase (B, T) -> what each frame asks the decoder, (B, T, H).
 
         Sign s lasts from start[s] to end[s] = durations[0] + ... + durations[s], and a frame is at
@@ -1205,8 +1208,8 @@ class PoseModel(nn.Module):
         shortest = 0.01  # mean glosses, so that nothing is divided by 0
         within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
         position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its sign
-        time = sinusoidal_features(time).expand(*phase.shape, -1)
         read = window.to(signs.dtype) @ signs
+        time = sinusoidal_features(time).expand(*phase.shape, -1)
         return self.query(torch.cat([read, position, sinusoidal_features(phase), time], -1))
 
     def drop_words(self, tokens, token_mask):
@@ -1232,8 +1235,10 @@ class GRUModel(PoseModel):
         self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
 
     def encode(self, tokens, token_mask):
-        embedded = self.dropout(self.embedding(self.drop_words(tokens, token_mask)))
-        return self.word(embedded), self.dropout(self.encoder(embedded, token_mask))
+        tokens = self.drop_words(tokens, token_mask)
+        embedded = self.dropout(self.embedding(tokens))
+        states = self.dropout(self.encoder(embedded, token_mask))
+        return torch.where((tokens == UNK)[..., None], states, self.word(embedded)), states
 
     def decode(self, queries, frame_mask, states, token_mask):
         return queries + self.decoder(queries, frame_mask)
@@ -1245,12 +1250,12 @@ class TransformerModel(PoseModel):
     title = "Transformer"
     layers = 3  # of the encoder, and of the decoder
     heads = 4  # where EMBED_DIM can be divided by it
-    order_scale = 32  # glosses over which the slowest wave makes half a turn
+    half_turn = 32  # glosses: of the slowest wave that tells their places
 
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.order = nn.Linear(WAVE_DIM, embed_dim)
+        self.places = nn.Linear(WAVE_DIM, embed_dim)
         warnings.filterwarnings("ignore", "enable_nested_tensor")  # it does not go with norm_first
         self.core = nn.Transformer(
             embed_dim,
@@ -1269,10 +1274,11 @@ class TransformerModel(PoseModel):
 
     def encode(self, tokens, token_mask):
         place = torch.arange(tokens.shape[1], device=tokens.device)
-        order = self.order(sinusoidal_features(place / self.order_scale))
-        words = self.embedding(self.drop_words(tokens, token_mask))
-        states = self.core.encoder(self.dropout(words + order), src_key_padding_mask=~token_mask)
-        return self.dropout(words), states
+        places = self.places(sinusoidal_features(place / self.half_turn))
+        tokens = self.drop_words(tokens, token_mask)
+        words = self.embedding(tokens)
+        states = self.core.encoder(self.dropout(words + places), src_key_padding_mask=~token_mask)
+        return torch.where((tokens == UNK)[..., None], states, self.dropout(words)), states
 
     def decode(self, queries, frame_mask, states, token_mask):
         return self.core.decoder(
@@ -1340,10 +1346,9 @@ def load_pretrained():
 
 def check_memory(name, device):
     """SystemExit where the weights of a model of these sizes do not fit into the memory, by far."""
-    if name == "bert":  # its decoder is the GRU's, and the encoder is of a given size
-        name = "gru"
+    of_settings = "gru" if name == "bert" else name  # BERT's encoder is of a given size
     with torch.device("meta"):
-        model = MODELS[name](vocabulary=2, **model_sizes())
+        model = MODELS[of_settings](vocabulary=2, **model_sizes())
     copies = 5  # weights, gradients, two of AdamW's, the average
     needed = copies * sum(value.numel() * value.element_size() for value in model.parameters())
     if device.type == "cuda":
@@ -1352,7 +1357,7 @@ def check_memory(name, device):
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > free:
         raise SystemExit(
-            f"error: the {model.title} needs {needed / 2**30:.1f} GiB for its weights alone, and "
+            f"error: the {MODELS[name].title} needs {needed / 2**30:.1f} GiB for its weights, and "
             f"there are {free / 2**30:.1f}: lower HIDDEN_DIM or EMBED_DIM"
         )
 
@@ -1376,6 +1381,8 @@ def new_model(name, statistics, vocabulary):
     if name == "bert":
         pretrained, tokenizer = load_pretrained()
         args["bert_config"] = pretrained.config.to_dict()
+        for key in ("_name_or_path", "transformers_version"):  # may change where no weight does
+            args["bert_config"].pop(key, None)
         model = MODELS[name](**args)
         lacking, _ = model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)
         if lacking:
@@ -1494,9 +1501,9 @@ def evaluate(model, loader, device):
     """
     model.eval()
     points = [point for point in HANDS_AND_WRISTS if point < len(model.mean) // 2]
-    names = ["squares", "absolute", "mean_squares", "numbers", "path", "real_path", "late", "clips"]
-    names += ["mistaken", "points"]
-    sums = torch.zeros(len(names), dtype=torch.float64, device=device)
+    names = ["squares", "absolute", "mean_squares", "numbers", "path", "real_path"]
+    names += ["late", "clips", "mistaken", "points"]
+    sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
     for batch in loader:
         batch = to_device(batch, device)
         target = batch["pose"]
@@ -1505,25 +1512,20 @@ def evaluate(model, loader, device):
         pose = made.pose[:, :longest]
         seen = target.isfinite()
         error = torch.where(seen, pose - target, 0)
-        mean_error = torch.where(seen, model.mean - target, 0)
+        sums["squares"] += error.square().sum()
+        sums["absolute"] += error.abs().sum()
+        sums["mean_squares"] += torch.where(seen, model.mean - target, 0).square().sum()
+        sums["numbers"] += seen.sum()
         real = speeds(target)[..., points]
-        moved = torch.where(real.isfinite(), speeds(pose)[..., points], 0)
+        sums["path"] += torch.where(real.isfinite(), speeds(pose)[..., points], 0).sum()
+        sums["real_path"] += real.nansum()
+        sums["late"] += (made.seconds - batch["seconds"]).abs().sum()
+        sums["clips"] += len(target)
         in_clip = real_frames(batch)[..., None]
         mistaken = (made.confidence[:, :longest] > 0) != points_seen(target)
-        values = [
-            error.square().sum(),
-            error.abs().sum(),
-            mean_error.square().sum(),
-            seen.sum(),
-            moved.sum(),
-            real.nansum(),
-            (made.seconds - batch["seconds"]).abs().sum(),
-            torch.ones_like(made.seconds).sum(),
-            (mistaken & in_clip).sum(),
-            in_clip.expand_as(mistaken).sum(),
-        ]
-        sums += torch.stack(values).double()
-    total = dict(zip(names, mean_over_processes(sums).tolist(), strict=True))
+        sums["mistaken"] += (mistaken & in_clip).sum()
+        sums["points"] += in_clip.expand_as(mistaken).sum()
+    total = {name: mean_over_processes(value).item() for name, value in sums.items()}
     return {
         "val_mse": total["squares"] / total["numbers"],
         "val_mae": total["absolute"] / total["numbers"],
@@ -1538,6 +1540,7 @@ def evaluate(model, loader, device):
 def pick_device():
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
 
@@ -1567,7 +1570,7 @@ def new_average(model, device):
 
     def follow(averaged, weights, steps):
         steps = float(steps)
-        memory = min(AVERAGE, (1 + steps) / (10 + steps))  # it grows with the steps
+        memory = min(AVERAGE, (1 + steps) / (4 + steps))  # it grows with the steps
         get_ema_multi_avg_fn(memory)(averaged, weights, steps)
 
     average = AveragedModel(model, multi_avg_fn=follow)

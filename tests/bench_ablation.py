@@ -89,8 +89,8 @@ class Attention(script.Plan):
     def scores(self, states, token_mask):
         place = torch.arange(states.shape[1]).expand(token_mask.shape)
         behind = token_mask.sum(1, keepdim=True) - 1 - place
-        waves = [script.sinusoidal_features(x / self.longest) for x in (place, behind)]
-        placed = states + self.place(torch.cat(waves, -1))
+        waves = [script.sinusoidal_features(x / self.half_turn) for x in (place, behind)]
+        placed = states + self.counts(torch.cat(waves, -1))
         scores = self.query(placed) @ self.key(placed).mT / math.sqrt(states.shape[-1])
         return scores + self.own_token * torch.eye(states.shape[1])
 

@@ -280,8 +280,8 @@ METRICS = {  # of a checkpoint that was not trained
 }
 
 
-def write_checkpoint(path, **changes):
-    """A GRU that was not trained, with a left hand that no clip showed -> the model."""
+def write_checkpoint(path, name="gru", **changes):
+    """A model that was not trained, with a left hand that no clip showed -> the model."""
     torch.manual_seed(3)
     seen = np.arange(152) >= 42
     rng = np.random.default_rng(0)
@@ -293,7 +293,7 @@ def write_checkpoint(path, **changes):
     }
     statistics = {name: torch.tensor(value).float() for name, value in values.items()}
     small(MAX_FRAMES=96, **changes)
-    model, _, built = model_selection.new_model("gru", statistics, WORDS)
+    model, _, built = model_selection.new_model(name, statistics, WORDS)
     for value in model.decoder.parameters():
         torch.nn.init.normal_(value, 0, 0.5)
     contents = {**built, "data": "none", "date": "2026-01-02", "metrics": METRICS}

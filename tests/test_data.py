@@ -297,11 +297,9 @@ def test_vocabulary_and_statistics_come_from_the_training_clips_alone():
     np.testing.assert_allclose(statistics["std"], [np.std([1, 3, 8]), 1, 1], rtol=1e-6)
     assert statistics["seconds_per_gloss"] == 0.75
     tokenizer = script.gloss_tokenizer(vocabulary)
-    tokens, mask = script.tokenize(tokenizer, ["go! unheard", "go go go go go"], 3)
-    assert tokens.tolist() == [[2, 1, 0], [2, 2, 2]] and mask.tolist() == [
-        [True, True, False],
-        [True] * 3,
-    ]
+    text = script.tokenize(tokenizer, ["go! unheard", "go go go go go"], 3)
+    assert text["input_ids"].tolist() == [[2, 1, 0], [2, 2, 2]]
+    assert text["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 # ---- the archive

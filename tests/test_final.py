@@ -378,7 +378,7 @@ def test_other_data_is_not_resumed(edit, split, tiny, monkeypatch):
 def test_settings_that_shape_the_model_or_the_clips_may_not_change(tiny, monkeypatch):
     code, out, err = fork("--resume")
     assert code == 1 and out == ""  # before the data is loaded
-    assert err == "error: last_gru.pt does not exist: train first, without --resume\n"
+    assert err == "error: last_gru.pt does not exist: train first, with --model alone\n"
     assert fork()[0] == 0
     for setting, value in (("HIDDEN_DIM", 8), ("MAX_FRAMES", 8), ("FPS", 20), ("DROPOUT", 0.5)):
         with monkeypatch.context() as patch:

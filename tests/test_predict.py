@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import METRICS, ROOT, WORDS, small, write_checkpoint
+from helpers import METRICS, ROOT, WORDS, small, write_bert, write_checkpoint
 from pose_format import Pose
 
 import model_selection as script
@@ -42,8 +42,8 @@ def test_a_written_pose_file_holds_the_models_keypoints(predicted):
     for sentence, path in zip(SENTENCES, files, strict=True):
         pose = Pose.read(path.read_bytes())
         tokenizer = script.gloss_tokenizer(WORDS)
-        tokens, mask = script.tokenize(tokenizer, [sentence], 16)
-        made = model(tokens, mask)
+        text = script.tokenize(tokenizer, [sentence], 16)
+        made = model(text["input_ids"], text["attention_mask"].bool())
         n = int(model.frames(made.seconds))
         header = [(part.name, list(part.points)) for part in pose.header.components]
         assert header == [(part, list(names)) for part, names in script.PARTS.items()]
@@ -130,6 +130,22 @@ def test_words_that_are_not_signed_are_said(tmp_path, capsys, monkeypatch):
     final.main(["--model", "gru", "--predict", "want xyz school"])
     line = capsys.readouterr().out.splitlines()[0]
     assert line.endswith(" s   unknown: XYZ   not signed: SCHOOL")
+
+
+def test_bert_signs_words_that_are_longer_in_lower_case_and_those_it_has_no_piece_of(
+    tmp_path, capsys
+):
+    bert = write_bert(tmp_path / "bert")
+    model = write_checkpoint(tmp_path / "best_bert.pt", "bert", BERT_NAME=bert)
+    _, tokenizer, length = final.load_checkpoint("best_bert.pt")
+    sentences = ["\u0130stanbul \u0130zmir go", "\u200b", "go \u200b school"]
+    made = final.generate(model, tokenizer, sentences, length, torch.device("cpu"))
+    assert [sorted(number for number, _ in one.signs) for one in made] == [[0, 1, 2], [], [0, 2]]
+    for one in (made[0], made[2]):
+        assert sum(seconds for _, seconds in one.signs) == pytest.approx(one.seconds, rel=1e-5)
+    final.main(["--model", "bert", "--predict", *sentences])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[1].endswith("   not signed: \u200b")
 
 
 def test_sentences_from_stdin_and_bad_ones(tmp_path, monkeypatch, capsys):
