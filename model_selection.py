@@ -219,7 +219,7 @@ def save(path, contents):
     SystemExit where it cannot be written; what was there before stays.
     """
     if isinstance(contents, dict):
-        buffer = io.BytesIO()
+        buffer = io.BytesIO()  # torch makes a RuntimeError of a full disk
         torch.save(contents, buffer)
         contents = buffer.getbuffer()
     temporary = f"{path}.{os.getpid()}.tmp"  # a name that no other run has
@@ -509,6 +509,7 @@ def sample_rows(n, seed):
     head = np.array(SAMPLE_HEAD.split(), complex)
     fan = np.exp(0.25j * np.arange(-2, 3))[:, None] * np.linspace(0.1, 0.34, 4)  # a hand's fingers
     signs = sample_signs(np.random.default_rng(0), len(words))
+    right_hand = slice(2 * len(HAND), 4 * len(HAND))  # numbers of a frame
     rest = [[ARM_AT_REST, ARM_AT_REST]]
     rng = np.random.default_rng([seed, 1000])
     rows = []
@@ -533,7 +534,7 @@ def sample_rows(n, seed):
         parts = [sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]]
         pose = np.concatenate(parts, 1).view(float)
         lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight
-        pose[lost : lost + 8, 42:84] = np.nan
+        pose[lost : lost + 8, right_hand] = np.nan
         pose += rng.normal(0, 0.004, pose.shape)
         rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose})
     return datasets.Dataset.from_list(rows)
@@ -1415,14 +1416,17 @@ def mean_over_processes(value):
 
 
 def masked_mean(values, mask):
-    """The mean of values where mask is True, over all processes: DistributedDataParallel averages
-    their gradients, so that each divides its own sum by the mean of their counts."""
+    """The mean of values where mask is True, over all processes.
+
+    Each process divides its own sum by the mean count of all: DistributedDataParallel averages the
+    gradients, which makes it the sum of all sums over the sum of all counts.
+    """
     count = mean_over_processes(mask.sum().float())
     return torch.where(mask, values, 0).sum() / count.clamp(min=1e-6)  # a mean count may be 0.5
 
 
 def pose_loss(pose, target):
-    """Mean squared error over what was seen; pose (B, max_frames, D), target (B, T, D)."""
+    """Mean squared error; pose (B, max_frames, D), target (B, T, D), NaN = not seen or padding."""
     seen = target.isfinite()
     return masked_mean((pose[:, : target.shape[1]] - target.nan_to_num()).square(), seen)
 

@@ -229,7 +229,7 @@ def save(path, contents):
     SystemExit where it cannot be written; what was there before stays.
     """
     if isinstance(contents, dict):
-        buffer = io.BytesIO()
+        buffer = io.BytesIO()  # torch makes a RuntimeError of a full disk
         torch.save(contents, buffer)
         contents = buffer.getbuffer()
     temporary = f"{path}.{os.getpid()}.tmp"  # a name that no other run has
@@ -519,6 +519,7 @@ def sample_rows(n, seed):
     head = np.array(SAMPLE_HEAD.split(), complex)
     fan = np.exp(0.25j * np.arange(-2, 3))[:, None] * np.linspace(0.1, 0.34, 4)  # a hand's fingers
     signs = sample_signs(np.random.default_rng(0), len(words))
+    right_hand = slice(2 * len(HAND), 4 * len(HAND))  # numbers of a frame
     rest = [[ARM_AT_REST, ARM_AT_REST]]
     rng = np.random.default_rng([seed, 1000])
     rows = []
@@ -543,7 +544,7 @@ def sample_rows(n, seed):
         parts = [sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]]
         pose = np.concatenate(parts, 1).view(float)
         lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight
-        pose[lost : lost + 8, 42:84] = np.nan
+        pose[lost : lost + 8, right_hand] = np.nan
         pose += rng.normal(0, 0.004, pose.shape)
         rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose})
     return datasets.Dataset.from_list(rows)
@@ -1425,14 +1426,17 @@ def mean_over_processes(value):
 
 
 def masked_mean(values, mask):
-    """The mean of values where mask is True, over all processes: DistributedDataParallel averages
-    their gradients, so that each divides its own sum by the mean of their counts."""
+    """The mean of values where mask is True, over all processes.
+
+    Each process divides its own sum by the mean count of all: DistributedDataParallel averages the
+    gradients, which makes it the sum of all sums over the sum of all counts.
+    """
     count = mean_over_processes(mask.sum().float())
     return torch.where(mask, values, 0).sum() / count.clamp(min=1e-6)  # a mean count may be 0.5
 
 
 def pose_loss(pose, target):
-    """Mean squared error over what was seen; pose (B, max_frames, D), target (B, T, D)."""
+    """Mean squared error; pose (B, max_frames, D), target (B, T, D), NaN = not seen or padding."""
     seen = target.isfinite()
     return masked_mean((pose[:, : target.shape[1]] - target.nan_to_num()).square(), seen)
 
@@ -1734,6 +1738,39 @@ FIXED = [
 ]
 
 
+def save_epoch(run):
+    """best_<model>.pt where this epoch is the best one, then last_<model>.pt and the log."""
+    line = run.log[-1]
+    if best_of(run.log) is line:
+        weights = run.average.module.state_dict()
+        today = datetime.date.today().isoformat()
+        best = {**run.built, "data": run.data, "date": today, "metrics": line, "weights": weights}
+        save(f"best_{run.name}.pt", best)
+    last = {
+        "built": run.built,
+        "settings": {name: globals()[name] for name in [*FIXED, *CHANGEABLE]},
+        "digest": run.digest,
+        "log": run.log,
+        "weights": run.model.state_dict(),
+        "average": run.average.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+    save(f"last_{run.name}.pt", last)
+    rows = [line.keys(), *(epoch.values() for epoch in run.log)]
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+    save(f"log_{run.name}.csv", text.encode())
+
+
+def stopped_line(name, kept):
+    """What is said of a run of which so many epochs are kept."""
+    if not kept:
+        return "stopped before this run's first epoch was over: there is nothing to resume"
+    return (
+        f"stopped; epochs 1 to {kept} are kept, and this goes on with them:\n"
+        f"python train_final_model.py --model {name} --resume"
+    )
+
+
 def read_checkpoint(path, use):
     """What `use` makes of a checkpoint's contents; SystemExit for a file that is none."""
     if not os.path.exists(path):
@@ -1819,7 +1856,6 @@ def restore(run, last, path):
     for part in ("model_args", "tokenizer"):
         if last["built"].get(part) != run.built[part]:
             raise SystemExit(f"error: {path} does not fit: the {part} are others")
-    rates = [group["lr"] for group in run.optimizer.param_groups]
     parameters = [value for group in run.optimizer.param_groups for value in group["params"]]
     try:
         for i, state in last["optimizer"]["state"].items():  # the optimizer itself does not look
@@ -1827,11 +1863,10 @@ def restore(run, last, path):
                 raise ValueError("an optimizer's state of another model")
         run.model.load_state_dict(last["weights"])
         run.average.load_state_dict(last["average"])
-        run.optimizer.load_state_dict(last["optimizer"])
+        of_today = run.optimizer.state_dict()  # with today's rates
+        run.optimizer.load_state_dict({**of_today, "state": last["optimizer"]["state"]})
     except (KeyError, IndexError, ValueError, RuntimeError, TypeError) as error:
         raise SystemExit(f"error: {path} is damaged ({reason_of(error)[:80]})") from None
-    for group, rate in zip(run.optimizer.param_groups, rates, strict=True):  # today's
-        group["lr"] = group["initial_lr"] = rate
     run.log = last["log"]
 
 
@@ -1905,50 +1940,19 @@ def fit(run, world, writes):
     if world > 1:
         model = DistributedDataParallel(model, forward_sync_buffers=False)
     print(HEADER)
-    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
-        epoch = len(run.log) + 1
-        try:
+    kept = len(run.log)
+    try:
+        while kept < EPOCHS and kept - best_of(run.log)["epoch"] < PATIENCE:
             line = run_epoch(
-                model, run.average, run.optimizer, schedule, run.loaders, epoch, run.device
+                model, run.average, run.optimizer, schedule, run.loaders, kept + 1, run.device
             )
-        except KeyboardInterrupt:
-            print(f"\n{stopped_line(run)}", flush=True)
-            raise SystemExit(130) from None
-        run.log.append(line)
-        if writes:
-            save_epoch(run)
-
-
-def save_epoch(run):
-    """best_<model>.pt where this epoch is the best one, then last_<model>.pt and the log."""
-    line = run.log[-1]
-    if best_of(run.log) is line:
-        weights = run.average.module.state_dict()
-        today = datetime.date.today().isoformat()
-        best = {**run.built, "data": run.data, "date": today, "metrics": line, "weights": weights}
-        save(f"best_{run.name}.pt", best)
-    last = {
-        "built": run.built,
-        "settings": {name: globals()[name] for name in [*FIXED, *CHANGEABLE]},
-        "digest": run.digest,
-        "log": run.log,
-        "weights": run.model.state_dict(),
-        "average": run.average.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    save(f"last_{run.name}.pt", last)
-    rows = [line.keys(), *(epoch.values() for epoch in run.log)]
-    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-    save(f"log_{run.name}.csv", text.encode())
-
-
-def stopped_line(run):
-    if not run.log:
-        return "stopped before this run's first epoch was over: there is nothing to resume"
-    return (
-        f"stopped; epochs 1 to {len(run.log)} are kept, and this goes on with them:\n"
-        f"python train_final_model.py --model {run.name} --resume"
-    )
+            run.log.append(line)
+            if writes:
+                save_epoch(run)
+            kept = len(run.log)
+    except KeyboardInterrupt:
+        print(f"\n{stopped_line(run.name, kept)}", flush=True)
+        raise SystemExit(130) from None
 
 
 def train(name, resume, device):

@@ -257,6 +257,23 @@ def test_a_new_run_that_is_stopped_in_its_first_epoch_leaves_the_old_one(
     assert fork()[0] == 0 and same(outcome(), expected) and not [*tmp_path.glob("*.tmp")]
 
 
+def test_a_run_that_is_stopped_while_it_saves_says_what_is_kept(tiny, monkeypatch):
+    assert fork()[0] == 0
+    expected, save_epoch = outcome(), final.save_epoch
+    with monkeypatch.context() as patch:
+
+        def stop(run):
+            if len(run.log) == 3:
+                raise KeyboardInterrupt
+            save_epoch(run)
+
+        patch.setattr(final, "save_epoch", stop)
+        code, out, err = fork()
+    assert code == 130 and "\nstopped; epochs 1 to 2 are kept, and this goes on with them:\n" in out
+    assert len(torch.load(LAST, weights_only=True)["log"]) == 2
+    assert fork("--resume")[0] == 0 and same(outcome(), expected)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_while_clips_are_prepared_is_one_line(number, tmp_path):
     """As a terminal's Ctrl-C and `timeout` send it. No traceback, and no process that is left."""
