@@ -1574,7 +1574,7 @@ def new_average(model, device):
 
     def follow(averaged, weights, steps):
         steps = float(steps)
-        memory = min(AVERAGE, (1 + steps) / (4 + steps))  # it grows with the steps
+        memory = min(AVERAGE, (1 + steps) / (6 + steps))  # it grows with the steps
         get_ema_multi_avg_fn(memory)(averaged, weights, steps)
 
     average = AveragedModel(model, multi_avg_fn=follow)
