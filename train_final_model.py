@@ -94,7 +94,7 @@ LR_BERT = 2e-5  # of the pretrained encoder
 WARMUP = 0.05  # share of the steps in which the rates rise; then they fall to 0
 GRAD_CLIP = 1.0  # the longest gradient; 0: any
 DURATION_WEIGHT = 0.1  # of the error of the log duration, beside the MSE
-SPEED_WEIGHT = 0.3  # of the error of the points' speeds, which keeps the hands moving
+SPEED_WEIGHT = 0.1  # of the error of the points' speeds, which keeps the hands moving
 CONFIDENCE_WEIGHT = 0.1  # of the error of which points are seen
 AVERAGE = 0.999  # of the moving average of the weights, which is evaluated and saved; 0: no average
 MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
@@ -1175,7 +1175,8 @@ class PoseModel(nn.Module):
         time = step / self.max_frames
         phase = (step / (n_frames[:, None] - 1).clamp(min=1)).clamp(max=1)  # 0 to 1, first to last
         queries = self.place_signs(signs, token_mask, sign_durations, time, phase)
-        hidden = self.dropout(self.decode(self.dropout(queries), frame_mask, states, token_mask))
+        hidden = self.decode(self.drop_features(queries), frame_mask, states, token_mask)
+        hidden = self.drop_features(hidden)
         pose = self.output(hidden).float() * self.std + self.mean
         pose = pose * frame_mask[..., None]
         behind = (0, 0, 0, self.max_frames - longest)
@@ -1222,6 +1223,13 @@ class PoseModel(nn.Module):
         read = window.to(signs.dtype) @ signs
         time = sinusoidal_features(time).expand(*phase.shape, -1)
         return self.query(torch.cat([read, position, sinusoidal_features(phase), time], -1))
+
+    def drop_features(self, frames):
+        """Dropout of frames (B, T, H): the same features in all frames of a clip.
+
+        What each frame drops by itself would pass for motion in training, and be missing later.
+        """
+        return frames * self.dropout(torch.ones_like(frames[:, :1]))
 
     def drop_words(self, tokens, token_mask):
         """In training some glosses are <unk>: the others are not learned by heart together."""

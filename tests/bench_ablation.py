@@ -113,6 +113,13 @@ class Sinkhorn(Attention):
         return order.argmax(1), order
 
 
+class DropoutByFrames(script.GRUModel):
+    """Every frame drops features by itself."""
+
+    def drop_features(self, frames):
+        return self.dropout(frames)
+
+
 class UsualInitialisation(script.TransformerModel):
     """PyTorch's own, whose layers do not begin as the identity."""
 
@@ -131,7 +138,7 @@ ROWS = {
     "no average of the weights": ({"AVERAGE": 0.0}, {}),
     "dropout 0.3": ({"DROPOUT": 0.3}, {}),
     "word dropout 0.2": ({"WORD_DROPOUT": 0.2}, {}),
-    "speed loss 0.1": ({"SPEED_WEIGHT": 0.1}, {}),
+    "speed loss 0.3": ({"SPEED_WEIGHT": 0.3}, {}),
     "speed loss 1": ({"SPEED_WEIGHT": 1.0}, {}),
     "warm-up of 1 %": ({"WARMUP": 0.01}, {}),
     "half the width": ({"HIDDEN_DIM": 256, "EMBED_DIM": 128}, {}),
@@ -141,6 +148,8 @@ ROWS = {
     "signs read by attention": ({}, {"Plan": Attention}),
     "attention, each token read once": ({}, {"Plan": Sinkhorn}),
     "signs from the sentence": ({}, {"gru": SignsFromSentences}),
+    "dropout by frames": ({}, {"gru": DropoutByFrames}),
+    "dropout by frames, speed loss 0.3": ({"SPEED_WEIGHT": 0.3}, {"gru": DropoutByFrames}),
     "two decoder layers": ({}, {"gru": TwoDecoderLayers}),
     "usual initialisation": ({}, {"transformer": UsualInitialisation}),
 }

@@ -289,6 +289,27 @@ def test_durations_are_positive_and_sum_to_the_seconds(name, bert):
 
 
 @names
+@torch.no_grad()
+def test_dropout_makes_no_motion(name, bert):
+    """In training, too, frames of the same hidden state have the same pose."""
+    model, tokens, _ = build(name, bert)
+    token_ids, mask = tokens(SENTENCES)
+    model.train()
+    model.decode = lambda queries, *_: torch.ones_like(queries)
+    torch.nn.init.normal_(model.output.weight)
+    poses = [model(token_ids, mask, torch.full((len(mask),), FRAMES)).pose for _ in range(2)]
+    assert poses[0].diff(dim=1).abs().max() < 1e-5 < (poses[0] - poses[1]).abs().max()
+    frames = torch.ones(3, 5, 400)
+    dropped = model.drop_features(frames)
+    assert (dropped == dropped[:, :1]).all()
+    assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
+    assert (dropped[0] != dropped[1]).any() and (dropped == 0).float().mean() == pytest.approx(
+        0.3, abs=0.1
+    )
+    assert torch.equal(model.eval().drop_features(frames), frames)
+
+
+@names
 def test_frames_read_the_glosses_in_their_order(name, bert, monkeypatch):
     """With even durations a frame reads the gloss that has its place."""
     model, tokens, _ = build(name, bert)
