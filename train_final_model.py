@@ -229,7 +229,7 @@ def save(path, contents):
     SystemExit where it cannot be written; what was there before stays.
     """
     if isinstance(contents, dict):
-        buffer = io.BytesIO()  # torch makes a RuntimeError of a full disk
+        buffer = io.BytesIO()  # not into the file: torch makes a RuntimeError of a full disk
         torch.save(contents, buffer)
         contents = buffer.getbuffer()
     temporary = f"{path}.{os.getpid()}.tmp"  # a name that no other run has
@@ -1083,7 +1083,7 @@ class Plan(nn.Module):
     whose keys are near the key of rank i.
     """
 
-    half_turn = 32  # signs: of the slowest wave that counts them
+    half_turn = 32  # signs over which the slowest wave makes half a turn
     step = 2  # places that a key is moved by an output of 1
     softness = 0.5  # places within which keys are near each other
     signed_from = 0.25  # mean glosses: from about this duration on a token counts as signed
@@ -1121,7 +1121,8 @@ class PoseModel(nn.Module):
 
     What is signed comes from the word alone, when and how long from the sentence around it: else a
     model learns by heart which take of a sign it has met in which sentence. An unknown word's sign
-    comes from the sentence, too, and so do all of BERT's, which knows no word without one.
+    comes from the sentence, too, and so do all of BERT's, which knows no word without one. The
+    Transformer's frames attend to the sentence as well.
 
     Running sums of the durations give each sign its stretch of the time line, and a frame reads the
     signs through a soft window around these stretches. No frame depends on a generated one, so that
@@ -1269,7 +1270,7 @@ class TransformerModel(PoseModel):
     title = "Transformer"
     layers = 3  # of the encoder, and of the decoder
     heads = 4  # where EMBED_DIM can be divided by it
-    half_turn = 32  # glosses: of the slowest wave that tells their places
+    half_turn = 32  # glosses over which the slowest wave makes half a turn
 
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
