@@ -1660,10 +1660,19 @@ def best_of(log):
     return min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
 
 
-def end_with_parent():
-    """In a forked process: even where the script is killed, and cannot end it, it ends (Linux)."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+def after_fork():
+    """A forked process ends with the script, even where that is killed (Linux), and has nothing to
+    say where the script, which is stopped, has closed their connection."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    print_error = sys.excepthook
+
+    def print_other_errors(kind, error, trace):
+        if not isinstance(error, ConnectionError | EOFError):
+            print_error(kind, error, trace)
+
+    sys.excepthook = print_other_errors
 
 
 def run_script(main):
@@ -1683,8 +1692,7 @@ def run_script(main):
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    if sys.platform == "linux":
-        os.register_at_fork(after_in_child=end_with_parent)
+    os.register_at_fork(after_in_child=after_fork)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()

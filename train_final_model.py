@@ -1670,10 +1670,19 @@ def best_of(log):
     return min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
 
 
-def end_with_parent():
-    """In a forked process: even where the script is killed, and cannot end it, it ends (Linux)."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+def after_fork():
+    """A forked process ends with the script, even where that is killed (Linux), and has nothing to
+    say where the script, which is stopped, has closed their connection."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    print_error = sys.excepthook
+
+    def print_other_errors(kind, error, trace):
+        if not isinstance(error, ConnectionError | EOFError):
+            print_error(kind, error, trace)
+
+    sys.excepthook = print_other_errors
 
 
 def run_script(main):
@@ -1693,8 +1702,7 @@ def run_script(main):
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    if sys.platform == "linux":
-        os.register_at_fork(after_in_child=end_with_parent)
+    os.register_at_fork(after_in_child=after_fork)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
@@ -1748,13 +1756,20 @@ FIXED = [
 
 
 def save_epoch(run):
-    """best_<model>.pt where this epoch is the best one, then last_<model>.pt and the log."""
+    """best_<model>.pt where this epoch is the best one, the log, and then last_<model>.pt.
+
+    A run that is killed between two of them goes on from the old last_<model>.pt, and writes the
+    others again.
+    """
     line = run.log[-1]
     if best_of(run.log) is line:
         weights = run.average.module.state_dict()
         today = datetime.date.today().isoformat()
         best = {**run.built, "data": run.data, "date": today, "metrics": line, "weights": weights}
         save(f"best_{run.name}.pt", best)
+    rows = [line.keys(), *(epoch.values() for epoch in run.log)]
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+    save(f"log_{run.name}.csv", text.encode())
     last = {
         "built": run.built,
         "settings": {name: globals()[name] for name in [*FIXED, *CHANGEABLE]},
@@ -1765,9 +1780,6 @@ def save_epoch(run):
         "optimizer": run.optimizer.state_dict(),
     }
     save(f"last_{run.name}.pt", last)
-    rows = [line.keys(), *(epoch.values() for epoch in run.log)]
-    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-    save(f"log_{run.name}.csv", text.encode())
 
 
 def stopped_line(name, kept):

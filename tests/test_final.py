@@ -3,11 +3,13 @@
 import contextlib
 import csv
 import math
+import multiprocessing.resource_sharer
 import os
 import random
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -204,6 +206,29 @@ def test_killed_at_any_moment_a_resumed_run_ends_as_an_unbroken_one(tiny, tmp_pa
     assert kills >= 20
 
 
+def test_killed_behind_any_file_a_resumed_run_ends_as_an_unbroken_one(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(final, "EPOCHS", 2)
+    save = final.save
+    assert fork()[0] == 0
+    expected = outcome()
+    for files in range(1, 2 * 3 + 1):  # best, log and last of two epochs, where each is the best
+        (tmp_path / f"{files}").mkdir()
+        monkeypatch.chdir(tmp_path / f"{files}")
+        written = []
+
+        def save_and_die(path, contents, files=files, written=written):
+            save(path, contents)
+            written.append(path)
+            if len(written) == files:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(final, "save", save_and_die)
+            assert fork()[0] == -signal.SIGKILL
+        code, out, err = fork(*["--resume"] * Path(LAST).exists())
+        assert code == 0 and same(outcome(), expected), f"killed behind {files} files"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_one_line_and_nothing_is_lost(
     number, tiny, tmp_path, monkeypatch
@@ -321,6 +346,24 @@ def test_a_signal_to_all_processes_while_a_model_is_trained_is_one_line(number, 
     assert Path("out.txt").read_text().endswith("--model gru --resume\n")
     time.sleep(1)
     assert len(children) >= 2 and not [child for child in children if is_running(child)]
+
+
+def test_a_forked_process_is_silent_about_a_lost_connection_and_about_nothing_else():
+    """As a loader's process that hands its batches on, where a Ctrl-C ends the script first."""
+    child = os.fork()
+    if child == 0:
+        with open("err.txt", "w") as err:
+            sys.stderr, sys.excepthook = err, sys.__excepthook__
+            final.after_fork()
+            shared = multiprocessing.resource_sharer.DupFd(1)
+            with socket.socket(socket.AF_UNIX) as script:
+                script.connect(shared._id[0])
+            time.sleep(0.5)
+            sys.excepthook(ValueError, ValueError("a bug"), None)
+            err.flush()
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert Path("err.txt").read_text() == "ValueError: a bug\n"
 
 
 def is_running(pid):
