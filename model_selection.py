@@ -1685,7 +1685,7 @@ def run_script(main):
 
     def stop(number, frame):
         if os.getpid() == script:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch reports the processes' ends
+            signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports the processes' ends
             raise KeyboardInterrupt
         if number == signal.SIGTERM:
             signal.alarm(1)  # which ends this process in a second

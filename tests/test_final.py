@@ -366,6 +366,28 @@ def test_a_forked_process_is_silent_about_a_lost_connection_and_about_nothing_el
     assert Path("err.txt").read_text() == "ValueError: a bug\n"
 
 
+def test_a_ctrl_c_at_the_moment_in_which_a_process_ends_is_one_line():
+    main = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import train_final_model
+
+def main():
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # torch has one as well
+    both = [signal.SIGINT, signal.SIGCHLD]
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    for number in both:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+    time.sleep(60)
+
+train_final_model.run_script(main)
+"""
+    done = subprocess.run([sys.executable, "-c", main, str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "\nstopped; what was prepared and saved stays\n"
+
+
 def is_running(pid):
     """And is no zombie, which has no command line."""
     with contextlib.suppress(OSError):
