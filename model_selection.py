@@ -11,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import ctypes
+import dataclasses
 import fcntl
 import functools
 import glob
@@ -48,6 +49,7 @@ import torch
 import transformers
 from torch import distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
@@ -1592,35 +1594,105 @@ def new_average(model, device):
     return average
 
 
-def train_one_epoch(model, average, optimizer, schedule, loader, epoch, label, device):
+@dataclasses.dataclass
+class Run:
+    """A model in training, and what its training consists of."""
+
+    name: str  # of the model, in MODELS
+    model: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    loaders: dict  # by split
+    device: torch.device
+    built: dict  # what rebuilds the model and its tokenizer
+    log: list  # a line for each finished epoch
+
+
+def new_run(name, clips, statistics, vocabulary, device, workers=0, rank=0, world=1):
+    """-> a Run before its first epoch: with the weights that SEED draws, or BERT's."""
+    torch.manual_seed(SEED)
+    model, tokenizer, built = new_model(name, statistics, vocabulary)
+    model.to(device)
+    return Run(
+        name=name,
+        model=model,
+        average=new_average(model, device),
+        optimizer=new_optimizer(model),
+        loaders=make_loaders(clips, tokenizer, workers, rank, world),
+        device=device,
+        built=built,
+        log=[],
+    )
+
+
+def train_epochs(run, keep):
+    """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
+    steps = len(run.loaders["train"])
+    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
+    model = run.model
+    if dist.is_initialized():
+        model = DistributedDataParallel(model, forward_sync_buffers=False)
+    print(HEADER)
+    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
+        run.log.append(run_epoch(run, model, schedule))
+        keep(run)
+
+
+HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
+
+
+def run_epoch(run, model, schedule):
+    """One epoch and its validation, reported by a line -> the line of the log.
+
+    model: the run's, or it within DistributedDataParallel.
+    """
+    began = time.time()
+    epoch = len(run.log) + 1
+    label = f"{run.average.module.title} epoch {epoch}/{EPOCHS}"
+    train_mse = train_one_epoch(run, model, schedule, label)
+    rate = schedule.get_last_lr()[0]
+    metrics = evaluate(run.average.module, run.loaders["validation"], run.device)
+    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
+    line["seconds"] = time.time() - began
+    print(
+        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
+        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
+        flush=True,
+    )
+    return line
+
+
+def train_one_epoch(run, model, schedule, label):
     """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite.
 
     What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
     if it had not been stopped.
     """
     model.train()
+    loader = run.loaders["train"]
     sampler = loader.sampler
+    epoch = len(run.log) + 1
     sampler.set_epoch(epoch)
     torch.manual_seed(SEED + 1_000_003 * epoch + sampler.rank)
     # so that all processes have as many clips, the last of them get one of the first clips again
     repeats = sampler.total_size - len(loader.dataset)
     has_repeat = sampler.rank >= sampler.num_replicas - repeats
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    first_bad = torch.tensor(0, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    first_bad = torch.tensor(0, device=run.device)
     bar = tqdm(loader, label, leave=False, file=sys.stdout, disable=None)
     for step, batch in enumerate(bar, 1):
         if step == len(loader) and has_repeat:
             batch["pose"][-1] = math.nan
             batch["seconds"][-1] = math.nan
-        batch = to_device(batch, device)
-        with mixed_precision(device):
+        batch = to_device(batch, run.device)
+        with mixed_precision(run.device):
             loss, mse = training_loss(model, batch)
-        optimizer.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
-        optimizer.step()
+        run.optimizer.step()
         schedule.step()
-        average.update_parameters(getattr(model, "module", model))
+        run.average.update_parameters(run.model)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
         first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step, first_bad)
@@ -1631,28 +1703,6 @@ def train_one_epoch(model, average, optimizer, schedule, loader, epoch, label, d
             )
     squares, count = mean_over_processes(sums).tolist()
     return squares / max(count, 1)
-
-
-HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
-
-
-def run_epoch(model, average, optimizer, schedule, loaders, epoch, device):
-    """One epoch and its validation, reported by a line -> the line of the log."""
-    began = time.time()
-    label = f"{average.module.title} epoch {epoch}/{EPOCHS}"
-    train_mse = train_one_epoch(
-        model, average, optimizer, schedule, loaders["train"], epoch, label, device
-    )
-    rate = schedule.get_last_lr()[0]
-    metrics = evaluate(average.module, loaders["validation"], device)
-    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
-    line["seconds"] = time.time() - began
-    print(
-        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
-        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
-        flush=True,
-    )
-    return line
 
 
 def best_of(log):
@@ -1740,25 +1790,12 @@ def report_full_training():
     )
 
 
-def select(name, clips, statistics, vocabulary, device):
-    """A short run of one candidate -> its best epoch's metrics; writes selection_<name>.pt."""
-    torch.manual_seed(SEED)
-    model, tokenizer, built = new_model(name, statistics, vocabulary)
-    model.to(device)
-    loaders = make_loaders(clips, tokenizer)
-    optimizer = new_optimizer(model)
-    schedule = new_schedule(optimizer, EPOCHS * len(loaders["train"]))
-    average = new_average(model, device)
-    log = []
-    print(HEADER)
-    while len(log) < EPOCHS and len(log) - best_of(log)["epoch"] < PATIENCE:
-        epoch = len(log) + 1
-        log.append(run_epoch(model, average, optimizer, schedule, loaders, epoch, device))
-        if best_of(log) is log[-1]:
-            weights = average.module.state_dict()
-            contents = {**built, "dataset": str(DATASET), "metrics": log[-1], "weights": weights}
-            save(f"selection_{name}.pt", contents)
-    return best_of(log)
+def save_best(run):
+    """selection_<model>.pt where this epoch is the best one."""
+    if best_of(run.log) is run.log[-1]:
+        weights = run.average.module.state_dict()
+        contents = {**run.built, "dataset": str(DATASET), "metrics": run.log[-1]}
+        save(f"selection_{run.name}.pt", {**contents, "weights": weights})
 
 
 def main(argv=None):
@@ -1781,7 +1818,9 @@ def main(argv=None):
     print(f"device             {device}", flush=True)
     results = {}
     for name in CANDIDATES:
-        results[name] = select(name, clips, statistics, vocabulary, device)
+        run = new_run(name, clips, statistics, vocabulary, device)
+        train_epochs(run, keep=save_best)
+        results[name] = best_of(run.log)
     lock.close()
     winner = min(results, key=lambda name: results[name]["val_mse"])
     print("\nFINAL RESULTS (sample data)" if data == "sample data" else "\nFINAL RESULTS")

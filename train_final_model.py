@@ -1602,35 +1602,105 @@ def new_average(model, device):
     return average
 
 
-def train_one_epoch(model, average, optimizer, schedule, loader, epoch, label, device):
+@dataclasses.dataclass
+class Run:
+    """A model in training, and what its training consists of."""
+
+    name: str  # of the model, in MODELS
+    model: nn.Module
+    average: AveragedModel
+    optimizer: torch.optim.Optimizer
+    loaders: dict  # by split
+    device: torch.device
+    built: dict  # what rebuilds the model and its tokenizer
+    log: list  # a line for each finished epoch
+
+
+def new_run(name, clips, statistics, vocabulary, device, workers=0, rank=0, world=1):
+    """-> a Run before its first epoch: with the weights that SEED draws, or BERT's."""
+    torch.manual_seed(SEED)
+    model, tokenizer, built = new_model(name, statistics, vocabulary)
+    model.to(device)
+    return Run(
+        name=name,
+        model=model,
+        average=new_average(model, device),
+        optimizer=new_optimizer(model),
+        loaders=make_loaders(clips, tokenizer, workers, rank, world),
+        device=device,
+        built=built,
+        log=[],
+    )
+
+
+def train_epochs(run, keep):
+    """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
+    steps = len(run.loaders["train"])
+    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
+    model = run.model
+    if dist.is_initialized():
+        model = DistributedDataParallel(model, forward_sync_buffers=False)
+    print(HEADER)
+    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
+        run.log.append(run_epoch(run, model, schedule))
+        keep(run)
+
+
+HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
+
+
+def run_epoch(run, model, schedule):
+    """One epoch and its validation, reported by a line -> the line of the log.
+
+    model: the run's, or it within DistributedDataParallel.
+    """
+    began = time.time()
+    epoch = len(run.log) + 1
+    label = f"{run.average.module.title} epoch {epoch}/{EPOCHS}"
+    train_mse = train_one_epoch(run, model, schedule, label)
+    rate = schedule.get_last_lr()[0]
+    metrics = evaluate(run.average.module, run.loaders["validation"], run.device)
+    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
+    line["seconds"] = time.time() - began
+    print(
+        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
+        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
+        flush=True,
+    )
+    return line
+
+
+def train_one_epoch(run, model, schedule, label):
     """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite.
 
     What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
     if it had not been stopped.
     """
     model.train()
+    loader = run.loaders["train"]
     sampler = loader.sampler
+    epoch = len(run.log) + 1
     sampler.set_epoch(epoch)
     torch.manual_seed(SEED + 1_000_003 * epoch + sampler.rank)
     # so that all processes have as many clips, the last of them get one of the first clips again
     repeats = sampler.total_size - len(loader.dataset)
     has_repeat = sampler.rank >= sampler.num_replicas - repeats
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    first_bad = torch.tensor(0, device=device)
+    sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+    first_bad = torch.tensor(0, device=run.device)
     bar = tqdm(loader, label, leave=False, file=sys.stdout, disable=None)
     for step, batch in enumerate(bar, 1):
         if step == len(loader) and has_repeat:
             batch["pose"][-1] = math.nan
             batch["seconds"][-1] = math.nan
-        batch = to_device(batch, device)
-        with mixed_precision(device):
+        batch = to_device(batch, run.device)
+        with mixed_precision(run.device):
             loss, mse = training_loss(model, batch)
-        optimizer.zero_grad(set_to_none=True)
+        run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
-        optimizer.step()
+        run.optimizer.step()
         schedule.step()
-        average.update_parameters(getattr(model, "module", model))
+        run.average.update_parameters(run.model)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
         first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step, first_bad)
@@ -1641,28 +1711,6 @@ def train_one_epoch(model, average, optimizer, schedule, loader, epoch, label, d
             )
     squares, count = mean_over_processes(sums).tolist()
     return squares / max(count, 1)
-
-
-HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
-
-
-def run_epoch(model, average, optimizer, schedule, loaders, epoch, device):
-    """One epoch and its validation, reported by a line -> the line of the log."""
-    began = time.time()
-    label = f"{average.module.title} epoch {epoch}/{EPOCHS}"
-    train_mse = train_one_epoch(
-        model, average, optimizer, schedule, loaders["train"], epoch, label, device
-    )
-    rate = schedule.get_last_lr()[0]
-    metrics = evaluate(average.module, loaders["validation"], device)
-    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
-    line["seconds"] = time.time() - began
-    print(
-        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
-        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
-        flush=True,
-    )
-    return line
 
 
 def best_of(log):
@@ -1755,7 +1803,7 @@ FIXED = [
 ]
 
 
-def save_epoch(run):
+def save_epoch(run, data, digest):
     """best_<model>.pt where this epoch is the best one, the log, and then last_<model>.pt.
 
     A run that is killed between two of them goes on from the old last_<model>.pt, and writes the
@@ -1765,7 +1813,7 @@ def save_epoch(run):
     if best_of(run.log) is line:
         weights = run.average.module.state_dict()
         today = datetime.date.today().isoformat()
-        best = {**run.built, "data": run.data, "date": today, "metrics": line, "weights": weights}
+        best = {**run.built, "data": data, "date": today, "metrics": line, "weights": weights}
         save(f"best_{run.name}.pt", best)
     rows = [line.keys(), *(epoch.values() for epoch in run.log)]
     text = "".join(",".join(map(str, row)) + "\n" for row in rows)
@@ -1773,7 +1821,7 @@ def save_epoch(run):
     last = {
         "built": run.built,
         "settings": {name: globals()[name] for name in [*FIXED, *CHANGEABLE]},
-        "digest": run.digest,
+        "digest": digest,
         "log": run.log,
         "weights": run.model.state_dict(),
         "average": run.average.state_dict(),
@@ -1870,9 +1918,9 @@ def check_settings_of(last, path):
         print(f"resumed with other settings, so not bit by bit: {'; '.join(said)}")
 
 
-def restore(run, last, path):
+def restore(run, last, digest, path):
     """The state of a run that was stopped -> into this one; SystemExit where it does not fit."""
-    if last["digest"] != run.digest:
+    if last["digest"] != digest:
         raise SystemExit(f"error: {path} does not fit: the data is another")
     for part in ("model_args", "tokenizer"):
         if last["built"].get(part) != run.built[part]:
@@ -1915,62 +1963,18 @@ def load_data(world, local):
     return loaded
 
 
-@dataclasses.dataclass
-class Run:
-    """What a training consists of."""
-
-    name: str  # of the model
-    model: nn.Module
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    loaders: dict
-    device: torch.device
-    built: dict  # what rebuilds the model and its tokenizer
-    data: str  # the data set's name
-    digest: str  # of the clips
-    log: list  # a line for each finished epoch
-
-
-def set_up(name, clips, data, rank, world, device):
-    """-> a Run before its first epoch."""
-    statistics, vocabulary = training_statistics(clips["train"])
-    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    print(f"device             {hardware}", flush=True)
-    torch.manual_seed(SEED)
-    model, tokenizer, built = new_model(name, statistics, vocabulary)
-    model.to(device)
-    return Run(
-        name=name,
-        model=model,
-        average=new_average(model, device),
-        optimizer=new_optimizer(model),
-        loaders=make_loaders(clips, tokenizer, PROCESSES, rank, world),
-        device=device,
-        built=built,
-        data=data,
-        digest=data_digest(clips),
-        log=[],
-    )
-
-
-def fit(run, world, writes):
-    """Epoch by epoch until EPOCHS or PATIENCE are over; one process `writes` the files."""
-    steps = len(run.loaders["train"])
-    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
-    model = run.model
-    if world > 1:
-        model = DistributedDataParallel(model, forward_sync_buffers=False)
-    print(HEADER)
+def fit(run, data, digest, writes):
+    """The training, each epoch of which is kept; one process `writes` the files."""
     kept = len(run.log)
+
+    def keep(run):
+        nonlocal kept
+        if writes:
+            save_epoch(run, data, digest)
+        kept = len(run.log)
+
     try:
-        while kept < EPOCHS and kept - best_of(run.log)["epoch"] < PATIENCE:
-            line = run_epoch(
-                model, run.average, run.optimizer, schedule, run.loaders, kept + 1, run.device
-            )
-            run.log.append(line)
-            if writes:
-                save_epoch(run)
-            kept = len(run.log)
+        train_epochs(run, keep)
     except KeyboardInterrupt:
         print(f"\n{stopped_line(run.name, kept)}", flush=True)
         raise SystemExit(130) from None
@@ -1986,14 +1990,18 @@ def train(name, resume, device):
     lock = claim_folder(name) if rank == 0 else None
     say_other_data(name)
     clips, data = load_data(world, local)
-    run = set_up(name, clips, data, rank, world, device)
+    statistics, vocabulary = training_statistics(clips["train"])
+    hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    print(f"device             {hardware}", flush=True)
+    run = new_run(name, clips, statistics, vocabulary, device, PROCESSES, rank, world)
+    digest = data_digest(clips)
     if last:
-        restore(run, last, last_path)
-    fit(run, world, writes=rank == 0)
-    if world > 1:
+        restore(run, last, digest, last_path)
+    fit(run, data, digest, writes=rank == 0)
+    if dist.is_initialized():
         dist.destroy_process_group()
     if rank == 0:
-        report(run, clips)
+        report(run, data, clips)
         lock.close()
 
 
@@ -2006,7 +2014,7 @@ def say_other_data(name):
             print(f"note: {path} was made on DATASET {chosen_on!r}, and this is {str(DATASET)!r}")
 
 
-def report(run, clips):
+def report(run, data, clips):
     """The closing metrics of best_<model>.pt, and the preview."""
     path = f"best_{run.name}.pt"
     model, tokenizer, max_gloss_len = load_checkpoint(path)  # what is reported is what it holds
@@ -2019,7 +2027,7 @@ def report(run, clips):
     for made, clip in zip(generated, clips["validation"].with_format("numpy"), strict=True):
         aligned.append(aligned_error(made.pose, clip["pose"].reshape(-1, POSE_DIM // 2, 2)))
     closing = {
-        "data": run.data,
+        "data": data,
         "model": run.name,
         "parameters": sum(value.numel() for value in model.parameters()),
         "best_epoch": best_of(run.log)["epoch"],

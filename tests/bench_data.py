@@ -107,12 +107,9 @@ def loading():
     with contextlib.redirect_stdout(io.StringIO()):
         clips, _ = script.load_clips()
         statistics, vocabulary = script.training_statistics(clips["train"])
-    model, tokenizer, _ = script.new_model("gru", statistics, vocabulary)
-    loader = script.make_loaders(clips, tokenizer)["train"]
-    optimizer = script.new_optimizer(model)
-    schedule = script.new_schedule(optimizer, 9999)
-    device = torch.device("cpu")
-    average = script.new_average(model, device)
+    run = script.new_run("gru", clips, statistics, vocabulary, torch.device("cpu"))
+    schedule = script.new_schedule(run.optimizer, 9999)
+    loader = run.loaders["train"]
     held = list(loader)
 
     class Held(list):
@@ -123,7 +120,8 @@ def loading():
     for _ in range(4):
         for name, source in [("real", loader), ("held", Held(held))]:
             began = time.perf_counter()
-            script.train_one_epoch(model, average, optimizer, schedule, source, 0, name, device)
+            run.loaders["train"] = source
+            script.train_one_epoch(run, run.model, schedule, name)
             times[name].append((time.perf_counter() - began) / len(held))
     real, again = (float(np.median(times[name])) for name in ("real", "held"))
     print(
@@ -153,12 +151,8 @@ def memory(n):
     small(DATASET=str(folder), POSES=str(poses), MAX_FRAMES=96, BATCH_SIZE=32, EPOCHS=1)
     clips, _ = script.load_clips()
     statistics, vocabulary = script.training_statistics(clips["train"])
-    model, tokenizer, _ = script.new_model("gru", statistics, vocabulary)
-    loaders = script.make_loaders(clips, tokenizer)
-    optimizer, device = script.new_optimizer(model), torch.device("cpu")
-    schedule = script.new_schedule(optimizer, len(loaders["train"]))
-    average = script.new_average(model, device)
-    script.run_epoch(model, average, optimizer, schedule, loaders, 1, device)
+    run = script.new_run("gru", clips, statistics, vocabulary, torch.device("cpu"))
+    script.train_epochs(run, keep=lambda run: None)
     stop.set()
     print(f"PEAK {peak / 1024:.0f}")
 

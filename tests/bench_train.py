@@ -62,7 +62,7 @@ def clips(n):
 
 
 class Training:
-    """A model in training on n clips."""
+    """The training of a model on n clips."""
 
     def __init__(self, name, batch_size, n=CLIPS):
         small(
@@ -76,17 +76,12 @@ class Training:
         with contextlib.redirect_stdout(io.StringIO()):
             statistics, vocabulary = script.training_statistics(part)
         script.MODELS["autoregressive"] = Autoregressive
-        self.device = script.pick_device()
-        self.model, tokenizer, _ = script.new_model(name, statistics, vocabulary)
-        self.model.to(self.device)
-        self.loader = script.make_loaders({"train": part, "validation": part}, tokenizer)["train"]
-        self.optimizer = script.new_optimizer(self.model)
-        self.schedule = script.new_schedule(self.optimizer, 10**6)
-        self.average = script.new_average(self.model, self.device)
+        parts = {"train": part, "validation": part}
+        self.run = script.new_run(name, parts, statistics, vocabulary, script.pick_device())
+        self.schedule = script.new_schedule(self.run.optimizer, 10**6)
 
     def epoch(self):
-        parts = self.model, self.average, self.optimizer, self.schedule
-        script.train_one_epoch(*parts, self.loader, 1, "", self.device)
+        script.train_one_epoch(self.run, self.run.model, self.schedule, "")
 
 
 def wait():
@@ -116,21 +111,22 @@ def peak():
 
 def measure(name, batch_size):
     training = Training(name, batch_size)
-    batches = [script.to_device(batch, training.device) for batch in training.loader]
+    run = training.run
+    batches = [script.to_device(batch, run.device) for batch in run.loaders["train"]]
 
     def steps():
         """Forward, backward and optimizer alone, on batches that are there."""
-        training.model.train()
+        run.model.train()
         for batch in batches:
-            with script.mixed_precision(training.device):
-                loss, _ = script.training_loss(training.model, batch)
-            training.optimizer.zero_grad(set_to_none=True)
+            with script.mixed_precision(run.device):
+                loss, _ = script.training_loss(run.model, batch)
+            run.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            training.optimizer.step()
+            run.optimizer.step()
 
     @torch.no_grad()
     def generate():
-        averaged = training.average.module.eval()
+        averaged = run.average.module.eval()
         for batch in batches:
             averaged(batch["tokens"], batch["token_mask"], batch["n_frames"])
 

@@ -243,7 +243,7 @@ def test_a_signal_ends_the_run_with_one_line_and_nothing_is_lost(
         ("sample_rows(80, 2)", "sample_rows(4, 2)"),
     ):
         source = source.replace(old, new)
-    line = "        optimizer.zero_grad(set_to_none=True)\n"
+    line = "        run.optimizer.zero_grad(set_to_none=True)\n"
     assert line in source
     kill = f"        if (epoch, step) == (3, 2):\n            os.kill(os.getpid(), {int(number)})\n"
     Path("train_final_model.py").write_text(source.replace(line, kill + line))
@@ -287,10 +287,10 @@ def test_a_run_that_is_stopped_while_it_saves_says_what_is_kept(tiny, monkeypatc
     expected, save_epoch = outcome(), final.save_epoch
     with monkeypatch.context() as patch:
 
-        def stop(run):
+        def stop(run, data, digest):
             if len(run.log) == 3:
                 raise KeyboardInterrupt
-            save_epoch(run)
+            save_epoch(run, data, digest)
 
         patch.setattr(final, "save_epoch", stop)
         code, out, err = fork()

@@ -53,23 +53,21 @@ def build(name, bert, **changes):
     return model.eval(), Words(tokenizer), built
 
 
-class Training:
-    """What a script's training has beside its data, for `steps` steps."""
+class Training(script.Run):
+    """A script's run of a model that is there, for `steps` steps."""
 
     def __init__(self, model, steps):
-        self.model = model
-        self.optimizer = script.new_optimizer(model)
-        self.schedule = script.new_schedule(self.optimizer, steps)
-        self.average = script.new_average(model, CPU)
-
-    def parts(self):
-        return self.model, self.average, self.optimizer, self.schedule
+        optimizer, average = script.new_optimizer(model), script.new_average(model, CPU)
+        super().__init__("gru", model, average, optimizer, {}, CPU, {}, [])
+        self.schedule = script.new_schedule(optimizer, steps)
 
     def train(self, loader, epoch):
-        return script.train_one_epoch(*self.parts(), loader, epoch, "epoch", CPU)
+        self.loaders, self.log = {"train": loader}, [{}] * (epoch - 1)
+        return script.train_one_epoch(self, self.model, self.schedule, "epoch")
 
     def epoch(self, loaders, number):
-        return script.run_epoch(*self.parts(), loaders, number, CPU)
+        self.loaders, self.log = loaders, [{}] * (number - 1)
+        return script.run_epoch(self, self.model, self.schedule)
 
 
 def loaders_of(train, validation, tokens, **settings):
@@ -638,7 +636,7 @@ def train(name, bert, **changes):
     loaders = {size: loaders_of(*parts, tokens, BATCH_SIZE=size) for size in (1, 4)}
     change(**{"AVERAGE": 0.5, **changes})
     training = Training(model, 36)
-    losses = [training.train(loaders[4]["train"], epoch) for epoch in range(12)]
+    losses = [training.train(loaders[4]["train"], epoch) for epoch in range(1, 13)]
     return losses, training, loaders
 
 
