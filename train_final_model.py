@@ -1265,17 +1265,23 @@ class GRUModel(PoseModel):
 
 
 class TransformerModel(PoseModel):
-    """A pre-norm Transformer: the frames' queries attend to each other and to all glosses."""
+    """A pre-norm Transformer: the frames' queries attend to each other and to all glosses.
+
+    Before, a convolution tells each frame what its neighbours ask: attention alone is a poor judge
+    of which frames are near each other.
+    """
 
     title = "Transformer"
     layers = 3  # of the encoder, and of the decoder
     heads = 4  # where EMBED_DIM can be divided by it
     half_turn = 32  # glosses over which the slowest wave makes half a turn
+    neighbours = 11  # frames of the convolution
 
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
         self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
         self.places = nn.Linear(WAVE_DIM, embed_dim)
+        self.near = nn.Conv1d(embed_dim, embed_dim, self.neighbours, padding="same")
         warnings.filterwarnings("ignore", "enable_nested_tensor")  # it does not go with norm_first
         self.core = nn.Transformer(
             embed_dim,
@@ -1301,8 +1307,9 @@ class TransformerModel(PoseModel):
         return torch.where((tokens == UNK)[..., None], states, self.dropout(words)), states
 
     def decode(self, queries, frame_mask, states, token_mask):
+        queries = queries * frame_mask[..., None]
         return self.core.decoder(
-            queries,
+            queries + self.near(queries.mT).mT.relu(),
             states,
             tgt_key_padding_mask=~frame_mask,
             memory_key_padding_mask=~token_mask,
