@@ -34,7 +34,7 @@ class FreeAttention(script.GRUModel):
         super().__init__(hidden_dim=hidden_dim, **sizes)
         self.search = torch.nn.Linear(2 * script.WAVE_DIM, hidden_dim)
 
-    def place(self, signs, token_mask, durations, time, phase):
+    def place_signs(self, signs, token_mask, durations, time, phase):
         time = script.sinusoidal_features(time).expand(*phase.shape, -1)
         phase = script.sinusoidal_features(phase)
         search = self.search(torch.cat([phase, time], -1))

@@ -1,4 +1,4 @@
-"""The rows of the ablation still fit the script: each trains, and gives its figures."""
+"""The rows of the ablation still fit the script: each trains, is its own, and gives its figures."""
 
 import bench_ablation
 import pytest
@@ -21,3 +21,14 @@ def test_a_row_trains(row, monkeypatch, capsys):
     bench_ablation.train(asked)
     assert '"recall_at_1": ' in capsys.readouterr().out
     assert all(getattr(script, name) == value for name, value in settings.items())
+
+
+OWN = {("Attention", "scores")}  # methods that the script's class does not have
+
+
+@pytest.mark.parametrize("row", bench_ablation.ROWS)
+def test_the_methods_of_a_row_replace_those_of_the_script(row):
+    for made in bench_ablation.ROWS[row][1].values():
+        for name in vars(made):
+            if not name.startswith("__"):
+                assert hasattr(made.__mro__[1], name) or (made.__name__, name) in OWN, name
