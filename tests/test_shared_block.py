@@ -56,8 +56,11 @@ EXPECTED = {
     "duration_loss",
     "training_loss",
     "evaluate",
-    "train_one_epoch",
+    "Run",
+    "new_run",
+    "train_epochs",
     "run_epoch",
+    "train_one_epoch",
     "run_script",
 }
 
