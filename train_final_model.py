@@ -1134,6 +1134,7 @@ class PoseModel(nn.Module):
     """
 
     title = "GRU"
+    betas = (0.9, 0.999)  # of AdamW: its memory of the gradients and of their squares
 
     def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout, word_dropout):
         super().__init__()
@@ -1272,6 +1273,7 @@ class TransformerModel(PoseModel):
     """
 
     title = "Transformer"
+    betas = (0.9, 0.98)  # with a longer memory single gradients upset the training for epochs
     layers = 3  # of the encoder, and of the decoder
     heads = 4  # where EMBED_DIM can be divided by it
     half_turn = 32  # glosses over which the slowest wave makes half a turn
@@ -1583,7 +1585,7 @@ def mixed_precision(device):
 
 def new_optimizer(model):
     groups = [{"lr": rate, "params": values} for rate, values in model.param_groups()]
-    return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.AdamW(groups, betas=model.betas, fused=True)
 
 
 def new_schedule(optimizer, steps, done=0):

@@ -817,6 +817,18 @@ def test_the_rate_rises_and_falls_to_0(steps, warmup):
     assert again.get_last_lr()[0] == pytest.approx(rates[steps // 2])
 
 
+@names
+def test_every_parameter_is_trained_once_with_its_models_rate_and_memory(name, bert):
+    model = build(name, bert)[0]
+    groups = script.new_optimizer(model).param_groups
+    trained = [value for group in groups for value in group["params"]]
+    assert len(trained) == len({*trained}) == len([*model.parameters()])
+    rates = {"gru": [1e-3], "transformer": [5e-4], "bert": [1e-3, 2e-5]}
+    assert [group["lr"] for group in groups] == rates[name]
+    memory = 0.98 if name == "transformer" else 0.999
+    assert all(group["betas"] == (0.9, memory) for group in groups)
+
+
 def test_the_order_of_training_depends_on_the_seed_and_the_epoch_alone(monkeypatch):
     parts = table(["hello"] * 30, range(1, 31)), table(["hello"] * 5, range(1, 6))
     words = Words(script.gloss_tokenizer(VOCABULARY))
