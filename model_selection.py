@@ -1260,12 +1260,12 @@ class GRUModel(PoseModel):
 class TransformerModel(PoseModel):
     """A pre-norm Transformer: the frames' queries attend to each other and to all glosses.
 
-    Before, a convolution tells each frame what its neighbours ask: attention alone is a poor judge
-    of which frames are near each other.
+    Before that, a convolution tells each frame what its neighbours ask: attention alone is a poor
+    judge of which frames are near each other.
     """
 
     title = "Transformer"
-    betas = (0.9, 0.98)  # with a longer memory single gradients upset the training for epochs
+    betas = (0.9, 0.98)  # with a longer memory, single gradients upset the training for epochs
     layers = 3  # of the encoder, and of the decoder
     heads = 4  # where EMBED_DIM can be divided by it
     half_turn = 32  # glosses over which the slowest wave makes half a turn
