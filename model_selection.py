@@ -96,7 +96,7 @@ MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 # It reads in the order in which a clip travels: settings, rows, .pose files, preparing, batches,
 # models, losses and metrics, training. Within a section helpers come first: load_clips is the way
 # from the rows to the prepared clips, PoseModel.forward the way from glosses to poses, and
-# run_epoch an epoch of training.
+# train_epochs a training.
 #
 # B clips of a batch, S glosses or word pieces, T frames, K keypoints, D = 2 K pose numbers, H
 # hidden size. Masks: True = real. A pose number that is NaN was not seen or is padding: it enters
@@ -1634,43 +1634,6 @@ def new_run(name, clips, statistics, vocabulary, device, workers=0, rank=0, worl
     )
 
 
-def train_epochs(run, keep):
-    """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
-    steps = len(run.loaders["train"])
-    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
-    model = run.model
-    if dist.is_initialized():
-        model = DistributedDataParallel(model, forward_sync_buffers=False)
-    print(HEADER)
-    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
-        run.log.append(run_epoch(run, model, schedule))
-        keep(run)
-
-
-HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
-
-
-def run_epoch(run, model, schedule):
-    """One epoch and its validation, reported by a line -> the line of the log.
-
-    model: the run's, or it within DistributedDataParallel.
-    """
-    began = time.time()
-    epoch = len(run.log) + 1
-    label = f"{run.average.module.title} epoch {epoch}/{EPOCHS}"
-    train_mse = train_one_epoch(run, model, schedule, label)
-    rate = schedule.get_last_lr()[0]
-    metrics = evaluate(run.average.module, run.loaders["validation"], run.device)
-    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
-    line["seconds"] = time.time() - began
-    print(
-        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
-        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
-        flush=True,
-    )
-    return line
-
-
 def train_one_epoch(run, model, schedule, label):
     """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite.
 
@@ -1714,9 +1677,46 @@ def train_one_epoch(run, model, schedule, label):
     return squares / max(count, 1)
 
 
+HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
+
+
+def run_epoch(run, model, schedule):
+    """One epoch and its validation, reported by a line -> the line of the log.
+
+    model: the run's, or it within DistributedDataParallel.
+    """
+    began = time.time()
+    epoch = len(run.log) + 1
+    label = f"{run.average.module.title} epoch {epoch}/{EPOCHS}"
+    train_mse = train_one_epoch(run, model, schedule, label)
+    rate = schedule.get_last_lr()[0]
+    metrics = evaluate(run.average.module, run.loaders["validation"], run.device)
+    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
+    line["seconds"] = time.time() - began
+    print(
+        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
+        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
+        flush=True,
+    )
+    return line
+
+
 def best_of(log):
     """The log's line of the lowest validation MSE."""
     return min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
+
+
+def train_epochs(run, keep):
+    """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
+    steps = len(run.loaders["train"])
+    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
+    model = run.model
+    if dist.is_initialized():
+        model = DistributedDataParallel(model, forward_sync_buffers=False)
+    print(HEADER)
+    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
+        run.log.append(run_epoch(run, model, schedule))
+        keep(run)
 
 
 def after_fork():
