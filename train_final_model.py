@@ -1222,9 +1222,14 @@ class PoseModel(nn.Module):
         shortest = 0.01  # mean glosses, so that nothing is divided by 0
         within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
         position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its sign
-        read = window.to(signs.dtype) @ signs
         time = sinusoidal_features(time).expand(*phase.shape, -1)
-        return self.query(torch.cat([read, position, sinusoidal_features(phase), time], -1))
+        places = torch.cat([position, sinusoidal_features(phase), time], -1)
+        # self.query of each sign and place. What a frame asks of the signs that it reads is taken
+        # of the signs before they are read, since they are fewer than the frames.
+        of_signs, of_places = self.query.weight.split([signs.shape[-1], places.shape[-1]], 1)
+        asked = nn.functional.linear(signs, of_signs)
+        asked = window.to(asked.dtype) @ asked
+        return asked + nn.functional.linear(places, of_places, self.query.bias)
 
     def drop_features(self, frames):
         """Dropout of frames (B, T, H): the same features in all frames of a clip.
