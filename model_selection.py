@@ -10,6 +10,7 @@ cache of `datasets`. The settings are constants at the top of the file.
 import argparse
 import collections
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import fcntl
@@ -50,7 +51,7 @@ import transformers
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
@@ -1159,7 +1160,7 @@ class PoseModel(nn.Module):
         seconds = durations.sum(1) * self.seconds_per_gloss
         keys, order = self.plan(states, durations, token_mask)
         signs = order.to(words.dtype) @ words
-        sign_durations = (order @ durations[..., None]).squeeze(-1) * token_mask
+        sign_durations = (order * durations[:, None]).sum(-1) * token_mask
         if n_frames is None:
             n_frames = self.frames(seconds)
         if longest is None:
@@ -1216,19 +1217,19 @@ class PoseModel(nn.Module):
         position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its sign
         time = sinusoidal_features(time).expand(*phase.shape, -1)
         places = torch.cat([position, sinusoidal_features(phase), time], -1)
-        # self.query of each sign and place. What a frame asks of the signs that it reads is taken
-        # of the signs before they are read, since they are fewer than the frames.
+        # self.query(cat([window @ signs, places])), but with the signs' part computed before they
+        # are read: they are fewer than the frames
         of_signs, of_places = self.query.weight.split([signs.shape[-1], places.shape[-1]], 1)
         asked = nn.functional.linear(signs, of_signs)
         asked = window.to(asked.dtype) @ asked
         return asked + nn.functional.linear(places, of_places, self.query.bias)
 
-    def drop_features(self, frames):
-        """Dropout of frames (B, T, H): the same features in all frames of a clip.
+    def drop_features(self, features):
+        """Dropout of features (B, T, H): the same ones in all frames of a clip.
 
         What each frame drops by itself would pass for motion in training, and be missing later.
         """
-        return frames * self.dropout(torch.ones_like(frames[:, :1]))
+        return features * self.dropout(torch.ones_like(features[:, :1]))
 
     def drop_words(self, tokens, token_mask):
         """In training some glosses are <unk>: the others are not learned by heart together."""
@@ -1509,8 +1510,8 @@ def training_loss(model, batch):
     """-> the loss that is minimised, and the MSE of the pose that is within it."""
     target = batch["pose"]
     made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest=target.shape[1])
-    statistics = getattr(model, "module", model)  # within DistributedDataParallel
-    variance = statistics.std[statistics.seen > 0].square().mean()
+    bare = getattr(model, "module", model)  # within DistributedDataParallel
+    variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
     mse = pose_loss(made.pose, target)
     loss = mse / variance
     loss = loss + SPEED_WEIGHT * speed_loss(made.pose, target)
@@ -1577,7 +1578,7 @@ def pick_device():
 def mixed_precision(device):
     """The context of a training step's forward pass: bfloat16 where the GPU computes with it."""
     usable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=bool(MIXED_PRECISION) and usable)
+    return torch.autocast(device.type, torch.bfloat16, enabled=MIXED_PRECISION and usable)
 
 
 def new_optimizer(model):
@@ -1595,17 +1596,18 @@ def new_schedule(optimizer, steps, done=0):
 
 
 def new_average(model, device):
-    """The moving average of the weights: it is what is evaluated and saved."""
+    """The moving average of the weights, a model of its own: it is evaluated and saved."""
+    average = copy.deepcopy(model).requires_grad_(False)
+    return average.to(device)  # which lays the copied GRUs out for cuDNN
 
-    def follow(averaged, weights, steps):
-        steps = float(steps)
-        memory = min(AVERAGE, (1 + steps) / (6 + steps))  # it grows with the steps
-        get_ema_multi_avg_fn(memory)(averaged, weights, steps)
 
-    average = AveragedModel(model, multi_avg_fn=follow)
-    average.requires_grad_(False)
-    average.module.to(device)  # which lays the copied GRUs out for cuDNN
-    return average
+def follow(average, model, steps):
+    """One step of the average towards the weights, after `steps` others.
+
+    torch's AveragedModel does the same, but makes the host wait for the GPU in every step.
+    """
+    memory = min(AVERAGE, (1 + steps) / (6 + steps))  # it grows with the steps
+    get_ema_multi_avg_fn(memory)([*average.parameters()], [*model.parameters()], steps)
 
 
 @dataclasses.dataclass
@@ -1614,7 +1616,7 @@ class Run:
 
     name: str  # of the model, in MODELS
     model: nn.Module
-    average: AveragedModel
+    average: nn.Module  # of the model's weights
     optimizer: torch.optim.Optimizer
     loaders: dict  # by split
     device: torch.device
@@ -1651,7 +1653,8 @@ def train_one_epoch(run, model, schedule, label):
     epoch = len(run.log) + 1
     sampler.set_epoch(epoch)
     torch.manual_seed(SEED + 1_000_003 * epoch + sampler.rank)
-    # so that all processes have as many clips, the last of them get one of the first clips again
+    # so that all processes have as many clips, the sampler gives one of the first clips again to
+    # the last of them, which leave it out of all sums
     repeats = sampler.total_size - len(loader.dataset)
     has_repeat = sampler.rank >= sampler.num_replicas - repeats
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
@@ -1669,7 +1672,7 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        run.average.update_parameters(run.model)
+        follow(run.average, run.model, (epoch - 1) * len(loader) + step - 1)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
         first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step, first_bad)
@@ -1692,10 +1695,10 @@ def run_epoch(run, model, schedule):
     """
     began = time.time()
     epoch = len(run.log) + 1
-    label = f"{run.average.module.title} epoch {epoch}/{EPOCHS}"
+    label = f"{run.average.title} epoch {epoch}/{EPOCHS}"
     train_mse = train_one_epoch(run, model, schedule, label)
     rate = schedule.get_last_lr()[0]
-    metrics = evaluate(run.average.module, run.loaders["validation"], run.device)
+    metrics = evaluate(run.average, run.loaders["validation"], run.device)
     line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
     line["seconds"] = time.time() - began
     print(
@@ -1725,8 +1728,8 @@ def train_epochs(run, keep):
 
 
 def after_fork():
-    """A forked process ends with the script, even where that is killed (Linux), and has nothing to
-    say where the script, which is stopped, has closed their connection."""
+    """In a forked process: end with the script, even where that is killed (Linux), and print no
+    traceback for a connection that the script, being stopped, has closed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -1804,12 +1807,12 @@ def report_full_training():
     )
 
 
-def save_best(run):
+def save_best(run, data):
     """selection_<model>.pt where this epoch is the best one."""
     if best_of(run.log) is run.log[-1]:
-        weights = run.average.module.state_dict()
-        contents = {**run.built, "dataset": str(DATASET), "metrics": run.log[-1]}
-        save(f"selection_{run.name}.pt", {**contents, "weights": weights})
+        weights = run.average.state_dict()
+        contents = {**run.built, "data": data, "metrics": run.log[-1], "weights": weights}
+        save(f"selection_{run.name}.pt", contents)
 
 
 def main(argv=None):
@@ -1833,7 +1836,7 @@ def main(argv=None):
     results = {}
     for name in CANDIDATES:
         run = new_run(name, clips, statistics, vocabulary, device)
-        train_epochs(run, keep=save_best)
+        train_epochs(run, keep=functools.partial(save_best, data=data))
         results[name] = best_of(run.log)
     lock.close()
     winner = min(results, key=lambda name: results[name]["val_mse"])

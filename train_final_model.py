@@ -13,6 +13,7 @@ import argparse
 import bisect
 import collections
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import datetime
@@ -58,7 +59,7 @@ from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderD
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
@@ -1167,7 +1168,7 @@ class PoseModel(nn.Module):
         seconds = durations.sum(1) * self.seconds_per_gloss
         keys, order = self.plan(states, durations, token_mask)
         signs = order.to(words.dtype) @ words
-        sign_durations = (order @ durations[..., None]).squeeze(-1) * token_mask
+        sign_durations = (order * durations[:, None]).sum(-1) * token_mask
         if n_frames is None:
             n_frames = self.frames(seconds)
         if longest is None:
@@ -1224,19 +1225,19 @@ class PoseModel(nn.Module):
         position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its sign
         time = sinusoidal_features(time).expand(*phase.shape, -1)
         places = torch.cat([position, sinusoidal_features(phase), time], -1)
-        # self.query of each sign and place. What a frame asks of the signs that it reads is taken
-        # of the signs before they are read, since they are fewer than the frames.
+        # self.query(cat([window @ signs, places])), but with the signs' part computed before they
+        # are read: they are fewer than the frames
         of_signs, of_places = self.query.weight.split([signs.shape[-1], places.shape[-1]], 1)
         asked = nn.functional.linear(signs, of_signs)
         asked = window.to(asked.dtype) @ asked
         return asked + nn.functional.linear(places, of_places, self.query.bias)
 
-    def drop_features(self, frames):
-        """Dropout of frames (B, T, H): the same features in all frames of a clip.
+    def drop_features(self, features):
+        """Dropout of features (B, T, H): the same ones in all frames of a clip.
 
         What each frame drops by itself would pass for motion in training, and be missing later.
         """
-        return frames * self.dropout(torch.ones_like(frames[:, :1]))
+        return features * self.dropout(torch.ones_like(features[:, :1]))
 
     def drop_words(self, tokens, token_mask):
         """In training some glosses are <unk>: the others are not learned by heart together."""
@@ -1517,8 +1518,8 @@ def training_loss(model, batch):
     """-> the loss that is minimised, and the MSE of the pose that is within it."""
     target = batch["pose"]
     made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest=target.shape[1])
-    statistics = getattr(model, "module", model)  # within DistributedDataParallel
-    variance = statistics.std[statistics.seen > 0].square().mean()
+    bare = getattr(model, "module", model)  # within DistributedDataParallel
+    variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
     mse = pose_loss(made.pose, target)
     loss = mse / variance
     loss = loss + SPEED_WEIGHT * speed_loss(made.pose, target)
@@ -1585,7 +1586,7 @@ def pick_device():
 def mixed_precision(device):
     """The context of a training step's forward pass: bfloat16 where the GPU computes with it."""
     usable = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=bool(MIXED_PRECISION) and usable)
+    return torch.autocast(device.type, torch.bfloat16, enabled=MIXED_PRECISION and usable)
 
 
 def new_optimizer(model):
@@ -1603,17 +1604,18 @@ def new_schedule(optimizer, steps, done=0):
 
 
 def new_average(model, device):
-    """The moving average of the weights: it is what is evaluated and saved."""
+    """The moving average of the weights, a model of its own: it is evaluated and saved."""
+    average = copy.deepcopy(model).requires_grad_(False)
+    return average.to(device)  # which lays the copied GRUs out for cuDNN
 
-    def follow(averaged, weights, steps):
-        steps = float(steps)
-        memory = min(AVERAGE, (1 + steps) / (6 + steps))  # it grows with the steps
-        get_ema_multi_avg_fn(memory)(averaged, weights, steps)
 
-    average = AveragedModel(model, multi_avg_fn=follow)
-    average.requires_grad_(False)
-    average.module.to(device)  # which lays the copied GRUs out for cuDNN
-    return average
+def follow(average, model, steps):
+    """One step of the average towards the weights, after `steps` others.
+
+    torch's AveragedModel does the same, but makes the host wait for the GPU in every step.
+    """
+    memory = min(AVERAGE, (1 + steps) / (6 + steps))  # it grows with the steps
+    get_ema_multi_avg_fn(memory)([*average.parameters()], [*model.parameters()], steps)
 
 
 @dataclasses.dataclass
@@ -1622,7 +1624,7 @@ class Run:
 
     name: str  # of the model, in MODELS
     model: nn.Module
-    average: AveragedModel
+    average: nn.Module  # of the model's weights
     optimizer: torch.optim.Optimizer
     loaders: dict  # by split
     device: torch.device
@@ -1659,7 +1661,8 @@ def train_one_epoch(run, model, schedule, label):
     epoch = len(run.log) + 1
     sampler.set_epoch(epoch)
     torch.manual_seed(SEED + 1_000_003 * epoch + sampler.rank)
-    # so that all processes have as many clips, the last of them get one of the first clips again
+    # so that all processes have as many clips, the sampler gives one of the first clips again to
+    # the last of them, which leave it out of all sums
     repeats = sampler.total_size - len(loader.dataset)
     has_repeat = sampler.rank >= sampler.num_replicas - repeats
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
@@ -1677,7 +1680,7 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        run.average.update_parameters(run.model)
+        follow(run.average, run.model, (epoch - 1) * len(loader) + step - 1)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
         first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step, first_bad)
@@ -1700,10 +1703,10 @@ def run_epoch(run, model, schedule):
     """
     began = time.time()
     epoch = len(run.log) + 1
-    label = f"{run.average.module.title} epoch {epoch}/{EPOCHS}"
+    label = f"{run.average.title} epoch {epoch}/{EPOCHS}"
     train_mse = train_one_epoch(run, model, schedule, label)
     rate = schedule.get_last_lr()[0]
-    metrics = evaluate(run.average.module, run.loaders["validation"], run.device)
+    metrics = evaluate(run.average, run.loaders["validation"], run.device)
     line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
     line["seconds"] = time.time() - began
     print(
@@ -1733,8 +1736,8 @@ def train_epochs(run, keep):
 
 
 def after_fork():
-    """A forked process ends with the script, even where that is killed (Linux), and has nothing to
-    say where the script, which is stopped, has closed their connection."""
+    """In a forked process: end with the script, even where that is killed (Linux), and print no
+    traceback for a connection that the script, being stopped, has closed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -1825,7 +1828,7 @@ def save_epoch(run, data, digest):
     """
     line = run.log[-1]
     if best_of(run.log) is line:
-        weights = run.average.module.state_dict()
+        weights = run.average.state_dict()
         today = datetime.date.today().isoformat()
         best = {**run.built, "data": data, "date": today, "metrics": line, "weights": weights}
         save(f"best_{run.name}.pt", best)
@@ -2002,8 +2005,8 @@ def train(name, resume, device):
         check_settings_of(last, last_path)
     rank, world, local = start_process()
     lock = claim_folder(name) if rank == 0 else None
-    say_other_data(name)
     clips, data = load_data(world, local)
+    say_other_data(name, data)
     statistics, vocabulary = training_statistics(clips["train"])
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(f"device             {hardware}", flush=True)
@@ -2011,6 +2014,7 @@ def train(name, resume, device):
     digest = data_digest(clips)
     if last:
         restore(run, last, digest, last_path)
+    del last  # it is as large as the run
     fit(run, data, digest, writes=rank == 0)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -2019,13 +2023,18 @@ def train(name, resume, device):
         lock.close()
 
 
-def say_other_data(name):
-    """Warn where the selection beside this script was made on another data set."""
+def say_other_data(name, data):
+    """Note where the selection beside this script was made on other data, or cannot be read."""
     path = f"selection_{name}.pt"
-    if os.path.exists(path):
-        chosen_on = read_checkpoint(path, lambda contents: contents["dataset"])
-        if chosen_on != str(DATASET):
-            print(f"note: {path} was made on DATASET {chosen_on!r}, and this is {str(DATASET)!r}")
+    if not os.path.exists(path):
+        return
+    try:
+        chosen_on = read_checkpoint(path, lambda contents: contents["data"])
+    except SystemExit:  # the training needs nothing of it
+        print(f"note: {path} is damaged or no checkpoint of this script")
+        return
+    if chosen_on != data:
+        print(f"note: {path} was made on DATASET {chosen_on!r}, and this is {data!r}")
 
 
 def report(run, data, clips):
@@ -2052,7 +2061,7 @@ def report(run, data, clips):
     }
     if run.device.type == "cuda":
         closing["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
-    items = preview_items(model, tokenizer, max_gloss_len, loader, generated, aligned)
+    items = preview_items(model, tokenizer, max_gloss_len, loader, aligned)
     facts = {**closing, "date": datetime.date.today().isoformat()}
     text = page("validation clips", facts, items, model.fps, learning_curve(run.log))
     save(f"preview_{run.name}.html", text)
@@ -2084,12 +2093,15 @@ def pick_by_error(errors):
     return [(rank, order[rank]) for rank in sorted(ranks) if 0 <= rank < len(order)]
 
 
-def preview_items(model, tokenizer, max_gloss_len, loader, generated, aligned):
+def preview_items(model, tokenizer, max_gloss_len, loader, aligned):
     """Clips picked by their error over the whole validation split -> items of the page."""
     errors, mean_errors = clip_errors(model, loader)
+    picked = pick_by_error(errors)
+    clips = [loader.dataset[i] for _, i in picked]
+    glosses = [clip["gloss"] for clip in clips]
+    generated = generate(model, tokenizer, glosses, max_gloss_len, model.mean.device)
     items = []
-    for rank, i in pick_by_error(errors):
-        clip, made = loader.dataset[i], generated[i]
+    for (rank, i), clip, made in zip(picked, clips, generated, strict=True):
         third = ("best", "median", "worst")[3 * rank // len(errors)]
         real = clip["pose"].reshape(-1, POSE_DIM // 2, 2)
         facts = {
@@ -2097,13 +2109,13 @@ def preview_items(model, tokenizer, max_gloss_len, loader, generated, aligned):
             "DTW error": f"{aligned[i]:.5f}",
             "Duration": f"{made.seconds:.2f} s, real {clip['seconds']:.2f} s",
         }
-        clips = [page_clip("real", real, clip["seconds"])]
-        clips.append(page_clip("generated", visible(made), made.seconds))
+        real = page_clip("real", real, clip["seconds"])
+        generated_clip = page_clip("generated", visible(made), made.seconds)
         items.append(
             {
                 "label": f"{third}, rank {rank + 1} of {len(errors)} by MSE",
                 "facts": facts,
-                "clips": clips,
+                "clips": [real, generated_clip],
                 **page_plan(clip["gloss"], made, tokenizer, max_gloss_len, model.fps),
             }
         )
@@ -2191,8 +2203,7 @@ def to_pixels(pose):
 
 @torch.no_grad()
 def generate(model, tokenizer, sentences, max_gloss_len, device):
-    """Sentences -> a Generated for each."""
-    generated = []
+    """Sentences -> a Generated for each, one after the other."""
     never_seen = (model.seen.unflatten(-1, (-1, 2)) == 0).all(-1)
     for first in range(0, len(sentences), 64):
         some = sentences[first : first + 64]
@@ -2209,8 +2220,7 @@ def generate(model, tokenizer, sentences, max_gloss_len, device):
             glosses = glosses_for(tokenizer, sentence, max_gloss_len)
             signs = planned_signs(glosses, spans, keys, durations)
             seconds = made.seconds[i].item()
-            generated.append(Generated(pose[i, :n], confidence[i, :n], seconds, signs))
-    return generated
+            yield Generated(pose[i, :n], confidence[i, :n], seconds, signs)
 
 
 def pose_file(made):
@@ -2651,7 +2661,7 @@ def predict(path, sentences, device):
     for sentence in sentences:
         if not split_glosses(sentence):
             raise SystemExit(f"error: --predict needs glosses, and {sentence!r} has none")
-    generated = generate(model.to(device), tokenizer, sentences, max_gloss_len, device)
+    generated = list(generate(model.to(device), tokenizer, sentences, max_gloss_len, device))
     folder = new_folder()
     items = []
     for i, (sentence, made) in enumerate(zip(sentences, generated, strict=True), 1):

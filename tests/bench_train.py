@@ -126,7 +126,7 @@ def measure(name, batch_size):
 
     @torch.no_grad()
     def generate():
-        averaged = run.average.module.eval()
+        averaged = run.average.eval()
         for batch in batches:
             averaged(batch["tokens"], batch["token_mask"], batch["n_frames"])
 

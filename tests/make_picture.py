@@ -153,7 +153,7 @@ def trained():
         validation = clips["validation"].with_format("numpy")[:]
         model, tokenizer, length, *_ = script.load_checkpoint("best_gru.pt")
         cpu = next(model.parameters()).device
-        made = script.generate(model, tokenizer, list(validation["gloss"]), length, cpu)
+        made = list(script.generate(model, tokenizer, list(validation["gloss"]), length, cpu))
         os.chdir(FILE.parents[1])
     return validation, made
 

@@ -644,7 +644,7 @@ def train(name, bert, **changes):
 def test_training_lowers_the_loss_and_evaluation_does_not_depend_on_the_batch_size(name, bert):
     losses, training, loaders = train(name, bert, LR_GRU=0.02, LR_TRANSFORMER=0.02, LR_BERT=0.02)
     assert losses[-1] < 0.9 * losses[0]
-    averaged = training.average.module
+    averaged = training.average
     one, four = (script.evaluate(averaged, loaders[size]["validation"], CPU) for size in (1, 4))
     assert one == pytest.approx(four, rel=1e-4)
 
@@ -768,7 +768,7 @@ def test_the_average_is_laid_out_for_cudnn(monkeypatch):
 @pytest.mark.parametrize("average", [0, 0.999])
 def test_what_is_evaluated_and_saved_is_the_average_of_the_weights(average):
     _, training, _ = train("gru", None, AVERAGE=average)
-    averaged = list(training.average.module.parameters())
+    averaged = list(training.average.parameters())
     pairs = zip(averaged, training.model.parameters(), strict=True)
     apart = sum((a - b).norm() for a, b in pairs)
     assert (apart == 0) == (average == 0) and apart < 1
@@ -778,13 +778,22 @@ def test_what_is_evaluated_and_saved_is_the_average_of_the_weights(average):
 def test_the_averages_memory_grows_with_the_steps():
     model = torch.nn.Linear(1, 1, bias=False)
     change(AVERAGE=0.5)
-    average, expected = script.new_average(model, CPU), None
+    average = script.new_average(model, CPU)
+    expected = model.weight.item()
     for step, value in enumerate([3.0, 7.0, -2.0, 11.0, 5.0, 1.0, 0.0, 4.0, 9.0, -5.0]):
         torch.nn.init.constant_(model.weight, value)
-        average.update_parameters(model)
+        script.follow(average, model, step)
         memory = min(0.5, (1 + step) / (6 + step))
-        expected = value if step == 0 else memory * expected + (1 - memory) * value
-        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+        expected = memory * expected + (1 - memory) * value
+        assert average.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_average_takes_a_step_with_each_of_the_training_and_counts_all_of_them(monkeypatch):
+    taken = []
+    follow = script.follow
+    monkeypatch.setattr(script, "follow", lambda *given: [taken.append(given[2]), follow(*given)])
+    train("gru", None)
+    assert len(taken) > 12 and taken == list(range(len(taken)))
 
 
 def test_a_loss_that_is_not_finite_is_one_line(monkeypatch):

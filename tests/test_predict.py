@@ -139,7 +139,7 @@ def test_bert_signs_words_that_are_longer_in_lower_case_and_those_it_has_no_piec
     model = write_checkpoint(tmp_path / "best_bert.pt", "bert", BERT_NAME=bert)
     _, tokenizer, length = final.load_checkpoint("best_bert.pt")
     sentences = ["\u0130stanbul \u0130zmir go", "\u200b", "go \u200b school"]
-    made = final.generate(model, tokenizer, sentences, length, torch.device("cpu"))
+    made = list(final.generate(model, tokenizer, sentences, length, torch.device("cpu")))
     assert [sorted(number for number, _ in one.signs) for one in made] == [[0, 1, 2], [], [0, 2]]
     for one in (made[0], made[2]):
         assert sum(seconds for _, seconds in one.signs) == pytest.approx(one.seconds, rel=1e-5)
@@ -223,3 +223,14 @@ def test_a_checkpoint_of_other_keypoints_is_said(tmp_path):
     line = "^error: best_gru.pt is no model of a .pose file's 76 keypoints$"
     with pytest.raises(SystemExit, match=line):
         final.main(["--model", "gru", "--predict", "go"])
+
+
+def test_what_was_signed_is_not_kept_so_that_a_large_split_fits_into_memory(tmp_path):
+    model = write_checkpoint(tmp_path / "best_gru.pt")
+    signed = []
+    model.register_forward_hook(lambda model, given, made: signed.append(len(made.seconds)))
+    tokenizer = script.gloss_tokenizer(WORDS)
+    made = final.generate(model, tokenizer, ["GO SCHOOL"] * 200, 16, torch.device("cpu"))
+    next(made)
+    assert signed == [64]
+    assert len(list(made)) == 199 and signed == [64, 64, 64, 8]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,7 +205,7 @@ def test_early_stopping_keeps_the_best_epoch(
     module, _ = SCRIPTS[name]
 
     def train(run, model, schedule, label):
-        run.average.module.mean.fill_(len(run.log) + 1)  # which marks the checkpoint
+        run.average.mean.fill_(len(run.log) + 1)  # which marks the checkpoint
         return 0.5
 
     monkeypatch.setattr(module, "train_one_epoch", train)
@@ -345,10 +346,30 @@ def test_the_final_script_says_that_the_selection_was_made_on_other_data(tiny, c
     train_final_model.main(["--model", "gru"])
     assert "was made on DATASET" not in capsys.readouterr().out
     chosen = torch.load("selection_gru.pt", weights_only=True)
-    torch.save({**chosen, "dataset": "elsewhere"}, "selection_gru.pt")
+    torch.save({**chosen, "data": "elsewhere"}, "selection_gru.pt")
     train_final_model.main(["--model", "gru"])
-    note = "note: selection_gru.pt was made on DATASET 'elsewhere', and this is 'sample'\n"
+    note = "note: selection_gru.pt was made on DATASET 'elsewhere', and this is 'sample data'\n"
     assert note in capsys.readouterr().out
+
+
+def test_a_selection_on_the_sample_that_took_the_place_of_isign_is_other_data(
+    tiny, capsys, monkeypatch
+):
+    """There was no token yet, so that DATASET is the same in both runs, and the data is not."""
+    isign = model_selection.ISIGN
+    monkeypatch.setattr(model_selection, "DATASET", isign)
+    model_selection.main([])
+    train_final_model.say_other_data("gru", isign)
+    note = f"note: selection_gru.pt was made on DATASET 'sample data', and this is '{isign}'\n"
+    assert capsys.readouterr().out.endswith(note)
+
+
+def test_a_damaged_selection_is_said_and_ends_no_training(tiny, capsys):
+    Path("selection_gru.pt").write_bytes(b"damaged")
+    train_final_model.main(["--model", "gru"])
+    out = capsys.readouterr().out
+    assert "note: selection_gru.pt is damaged or no checkpoint of this script\n" in out
+    assert Path("best_gru.pt").exists()
 
 
 @scripts
