@@ -731,16 +731,17 @@ def read_keypoints(data):
         confidence = np.asarray(pose.body.confidence)[:, 0]
         fps = float(pose.body.fps)
         names = [(part.name, name) for part in pose.header.components for name in part.points]
+        column = {name: i for i, name in enumerate(names)}
+        columns = np.array([column.get(point, -1) for point in POINTS])  # -1: it lacks this one
+        keypoints = points[:, columns[:, None], [0, 1]].astype(np.float32)
+        unseen = ~(confidence[:, columns] > 0) | (columns < 0)
     except Exception as error:  # whatever the library's parser meets in a file that is none
         raise BadClip("not a readable .pose file") from error
     # A file of version 0.1 has as many frames as fit into its length. Where it was cut, coordinates
     # are therefore read as confidences.
     if not (confidence <= MAX_CONFIDENCE).all():
         raise BadClip("cut short")
-    column = {name: i for i, name in enumerate(names)}
-    columns = np.array([column.get(point, -1) for point in POINTS])  # a reduced skeleton lacks some
-    keypoints = points[:, columns, :2].astype(np.float32)
-    keypoints[~(confidence[:, columns] > 0) | (columns < 0)] = np.nan
+    keypoints[unseen] = np.nan
     shoulders = keypoints[:, SHOULDERS]
     shoulders = shoulders[np.isfinite(shoulders).all((1, 2))]
     if len(shoulders) == 0:

@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from contextlib import nullcontext
@@ -18,6 +19,9 @@ from helpers import (
     write_parts,
     zipped,
 )
+from pose_format import Pose
+from pose_format.numpy import NumPyPoseBody
+from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderDimensions
 
 import model_selection as script
 
@@ -640,3 +644,15 @@ def test_the_sample_is_the_same_in_every_run_and_holds_every_point():
         np.isfinite(np.array(pose)).any(0).all() and np.array(pose).shape[1] == 152
         for pose in first["pose"]
     )
+
+
+@pytest.mark.parametrize("points, form", [([], "XYC"), (["WRIST"], "XC")])
+def test_a_pose_file_without_points_or_without_y_is_not_readable(points, form):
+    part = PoseHeaderComponent("LEFT_HAND_LANDMARKS", points, [], [(0, 0, 0)], form)
+    header = PoseHeader(0.2, PoseHeaderDimensions(10, 10, 0), [part])
+    shape = (4, 1, len(points))
+    body = NumPyPoseBody(25, np.ones((*shape, len(form) - 1), np.float32), np.ones(shape))
+    file = io.BytesIO()
+    Pose(header, body).write(file)
+    with pytest.raises(script.BadClip, match="not a readable .pose file"):
+        script.read_keypoints(file.getvalue())
