@@ -1,6 +1,7 @@
 """Keeps the tests off the network, off the user's caches and off most of the machine's cores."""
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,8 +32,25 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from helpers import SCRIPTS, set_in_both, write_bert  # noqa: E402
 
+TEST_SECONDS = 300  # the longest takes 40
+
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
+
+
+def stop_a_test_that_hangs(number, frame):
+    raise TimeoutError(f"a test took longer than {TEST_SECONDS} s")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """A test that hangs fails, and says where, in place of stopping the whole run."""
+    signal.signal(signal.SIGALRM, stop_a_test_that_hangs)
+    signal.alarm(TEST_SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
 
 
 @pytest.fixture(autouse=True)
