@@ -1743,6 +1743,10 @@ def after_fork():
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    # Python sees a signal that comes right before a wait for a lock only after it, so that a pool
+    # would wait for this process for ever: wake up every second
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
     print_error = sys.excepthook
 
     def print_other_errors(kind, error, trace):
@@ -1765,6 +1769,7 @@ def run_script(main):
             signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports the processes' ends
             raise KeyboardInterrupt
         if number == signal.SIGTERM:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(1)  # which ends this process in a second
 
     signal.signal(signal.SIGINT, stop)

@@ -32,7 +32,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from helpers import SCRIPTS, set_in_both, write_bert  # noqa: E402
 
-TEST_SECONDS = 300  # the longest takes 40
+TEST_SECONDS = 300  # the longest took 47, beside two trainings
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()

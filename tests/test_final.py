@@ -393,6 +393,37 @@ train_final_model.run_script(main)
     assert done.stderr == "\nstopped; what was prepared and saved stays\n"
 
 
+def test_a_process_that_is_ended_right_before_it_waits_for_a_lock_ends():
+    """Python looks for signals between its own instructions: one that another thread is given,
+    while the first one waits, is seen as late as one that comes right before the wait."""
+    main = """
+import multiprocessing, os, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+import train_final_model
+
+def end():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+def wait():
+    threading.Thread(target=end).start()
+    lock.acquire()
+
+def main():
+    process = multiprocessing.get_context("fork").Process(target=wait)
+    process.start()
+    process.join(30)
+    print(process.exitcode, flush=True)
+    os._exit(0)
+
+lock = multiprocessing.get_context("fork").Lock()
+lock.acquire()
+train_final_model.run_script(main)
+"""
+    done = subprocess.run([sys.executable, "-c", main, str(ROOT)], capture_output=True, text=True)
+    assert done.stdout == f"{-signal.SIGALRM}\n" and done.stderr == ""
+
+
 def is_running(pid):
     """And is no zombie, which has no command line."""
     with contextlib.suppress(OSError):
