@@ -32,6 +32,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 import unicodedata
 import warnings
@@ -1738,8 +1739,9 @@ def train_epochs(run, keep):
 
 
 def after_fork():
-    """In a forked process: end with the script, even where that is killed (Linux), and print no
-    traceback for a connection that the script, being stopped, has closed."""
+    """In a forked process: end with the script, even where that is killed (Linux), print no
+    traceback for a connection that the script, being stopped, has closed, and take no lock that
+    would stay taken for the others if this process were killed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -1747,6 +1749,7 @@ def after_fork():
     # would wait for this process for ever: wake up every second
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
+    tqdm.set_lock(threading.RLock())
     print_error = sys.excepthook
 
     def print_other_errors(kind, error, trace):
@@ -1774,6 +1777,7 @@ def run_script(main):
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
+    tqdm.get_lock()  # makes it, so that the bars of datasets have the same one
     os.register_at_fork(after_in_child=after_fork)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

@@ -18,6 +18,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -58,7 +59,8 @@ def fork(*arguments, kill_after=None, limit=None):
     child = os.fork()
     if child == 0:
         code = 1
-        tqdm.set_lock(threading.RLock())  # tqdm's own is shared: who is killed would keep it
+        for bars in (tqdm, datasets.utils.tqdm):  # theirs is shared: who is killed would keep it
+            bars.set_lock(threading.RLock())
         with open("out.txt", "w") as out, open("err.txt", "w") as err:
             faulthandler.dump_traceback_later(120, exit=True, file=err)  # where it hangs
             os.dup2(out.fileno(), 1)
@@ -422,6 +424,33 @@ train_final_model.run_script(main)
 """
     done = subprocess.run([sys.executable, "-c", main, str(ROOT)], capture_output=True, text=True)
     assert done.stdout == f"{-signal.SIGALRM}\n" and done.stderr == ""
+
+
+@pytest.mark.parametrize("first", ["tqdm.tqdm", "datasets.utils.tqdm"])
+def test_a_process_that_is_killed_keeps_no_lock_of_the_others(first):
+    """Every batch that datasets formats takes the lock of its bars for a moment."""
+    main = f"""
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import datasets, tqdm
+import train_final_model
+
+def main():
+    signal.alarm(20)
+    list({first}([]))
+    for bars in (tqdm.tqdm, datasets.utils.tqdm):
+        child = os.fork()
+        if child == 0:
+            bars.get_lock().acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        print(list(bars([1], file=sys.stdout, bar_format="bar")))
+    os._exit(sys.stdout.flush() or 0)
+
+train_final_model.run_script(main)
+"""
+    done = subprocess.run([sys.executable, "-c", main, str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("[1]") == 2, done.stderr
 
 
 def is_running(pid):
