@@ -84,7 +84,7 @@ BERT_NAME = "bert-base-uncased"  # hub id, or a folder with a model and its toke
 EMBED_DIM = 256  # of the glosses' embeddings, and the Transformer's width
 HIDDEN_DIM = 512  # of the GRUs, and of the Transformer's feed-forward layers
 DROPOUT = 0.1  # of the features
-WORD_DROPOUT = 0.1  # of the glosses, which become <unk>, or BERT's [MASK]
+WORD_DROPOUT = 0.1  # of the glosses, which become <unk> (not with BERT)
 # ---- the training
 EPOCHS = 60  # at most
 PATIENCE = 8  # epochs without a lower validation MSE before a run stops
@@ -1242,13 +1242,12 @@ class PoseModel(nn.Module):
         """
         return features * self.dropout(torch.ones_like(features[:, :1]))
 
-    def drop_words(self, tokens, words, unknown=UNK):
-        """In training some tokens, where words (B, S) is True, become the token `unknown`: the
-        others are not learned by heart together."""
+    def drop_words(self, tokens, token_mask):
+        """In training some glosses are <unk>: the others are not learned by heart together."""
         if not self.training:
             return tokens
         dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
-        return tokens.masked_fill(dropped & words, unknown)
+        return tokens.masked_fill(dropped & token_mask, UNK)
 
     def param_groups(self):
         """[(learning rate, its parameters)]"""
@@ -1335,25 +1334,15 @@ class TransformerModel(PoseModel):
 class BertModel(GRUModel):
     """A pretrained encoder, which reads word pieces in place of glosses, with the GRU decoder.
 
-    special_tokens: the tokenizer's that are no word pieces; mask_token: that of an unknown piece.
+    In training a share of the pieces is hidden from the others (from their attention), so that
+    sentences are not learned by heart. Each still knows itself, and is signed.
     """
 
     title = "BERT"
+    hidden_share = 0.3
 
-    def __init__(
-        self,
-        bert_config,
-        special_tokens,
-        mask_token,
-        vocabulary,
-        embed_dim,
-        hidden_dim,
-        dropout,
-        **sizes,
-    ):
+    def __init__(self, bert_config, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         PoseModel.__init__(self, hidden_dim, hidden_dim, dropout=dropout, **sizes)
-        self.register_buffer("special_tokens", torch.tensor(special_tokens), persistent=False)
-        self.mask_token = mask_token
         config = transformers.AutoConfig.for_model(**bert_config)
         self.pretrained = transformers.AutoModel.from_config(config)
         self.pretrained.pooler = None  # nothing reads it
@@ -1361,9 +1350,12 @@ class BertModel(GRUModel):
         self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
 
     def encode(self, tokens, token_mask):
-        pieces = token_mask & ~torch.isin(tokens, self.special_tokens)
-        tokens = self.drop_words(tokens, pieces, self.mask_token)
-        output = self.pretrained(input_ids=tokens, attention_mask=token_mask.long())
+        attended = token_mask
+        if self.training:
+            hidden = torch.rand(tokens.shape, device=tokens.device) < self.hidden_share
+            attended = token_mask & ~hidden
+            attended[:, 0] = True  # attention to none is not defined
+        output = self.pretrained(input_ids=tokens, attention_mask=attended.long())
         states = self.dropout(self.encoder_projection(output.last_hidden_state))
         return states, states
 
@@ -1440,9 +1432,6 @@ def new_model(name, statistics, vocabulary):
         args["bert_config"] = pretrained.config.to_dict()
         for key in ("_name_or_path", "transformers_version"):  # may change where no weight does
             args["bert_config"].pop(key, None)
-        args["special_tokens"] = sorted(tokenizer.all_special_ids)
-        for_unknown = [tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id]
-        args["mask_token"] = next(token for token in for_unknown if token is not None)
         model = MODELS[name](**args)
         lacking, _ = model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)
         if lacking:

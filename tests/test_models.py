@@ -200,24 +200,37 @@ def test_the_speed_loss_is_the_relative_squared_error_of_the_speeds(bert):
     assert loss.isfinite() and gradient(model, loss).isfinite().all()
 
 
-@names
+@pytest.mark.parametrize("name", ["gru", "transformer"])
 def test_word_dropout_makes_some_glosses_unknown_in_training_alone(name, bert, monkeypatch):
     model, tokens, _ = build(name, bert, WORD_DROPOUT=0.3)
-    embedding = model.pretrained.get_input_embeddings() if name == "bert" else model.embedding
-    seen, forward = [], embedding.forward
-    monkeypatch.setattr(embedding, "forward", lambda tokens: seen.append(tokens) or forward(tokens))
+    seen, embedding = [], model.embedding.forward
+    monkeypatch.setattr(
+        model.embedding, "forward", lambda tokens: seen.append(tokens) or embedding(tokens)
+    )
     token_ids, mask = tokens(["hello i you want go school", "go"] * 200)
     model.eval().encode(token_ids, mask)
     assert torch.equal(seen[0], token_ids)
     model.train().encode(token_ids, mask)
     changed = seen[1] != token_ids
-    unknown, words = script.UNK, mask
-    if name == "bert":
-        unknown, first, last = tokens.tokenizer.convert_tokens_to_ids(["[MASK]", "[CLS]", "[SEP]"])
-        words = mask & (token_ids != first) & (token_ids != last)
-        assert words.sum() == mask.sum() - 2 * len(mask)
-    assert (seen[1][changed] == unknown).all() and not changed[~words].any()
-    assert 0.25 < changed[words].float().mean() < 0.35
+    assert (seen[1][changed] == script.UNK).all() and not changed[~mask].any()
+    assert 0.25 < changed[mask].float().mean() < 0.35
+
+
+def test_bert_hides_some_pieces_from_the_others_in_training_alone(bert, monkeypatch):
+    model, tokens, _ = build("bert", bert)
+    given, forward = [], model.pretrained.forward
+    monkeypatch.setattr(
+        model.pretrained, "forward", lambda **inputs: given.append(inputs) or forward(**inputs)
+    )
+    token_ids, mask = tokens(["hello i you want go school", "go"] * 200)
+    model.eval().encode(token_ids, mask)
+    _, states = model.train().encode(token_ids, mask)
+    assert states.isfinite().all()
+    assert all(torch.equal(inputs["input_ids"], token_ids) for inputs in given)
+    evaluated, trained = [inputs["attention_mask"].bool() for inputs in given]
+    assert torch.equal(evaluated, mask)
+    assert trained[:, 0].all() and not trained[~mask].any()
+    assert 0.25 < 1 - trained[:, 1:][mask[:, 1:]].float().mean() < 0.35
 
 
 @names
