@@ -1276,7 +1276,7 @@ class TransformerModel(PoseModel):
     title = "Transformer"
     betas = (0.9, 0.98)  # with a longer memory, single gradients upset the training for epochs
     encoder_layers = 3
-    decoder_layers = 2  # a third one costs a fifth of the speed; it helps fingerspelling alone
+    decoder_layers = 2  # a third one costs a fifth of the speed, and helps fingerspelling most
     heads = 4  # where EMBED_DIM can be divided by it
     half_turn = 32  # glosses over which the slowest wave makes half a turn
     neighbours = 11  # frames of the convolution
@@ -1742,9 +1742,8 @@ def train_epochs(run, keep):
 
 
 def after_fork():
-    """In a forked process: end with the script, even where that is killed (Linux), print no
-    traceback for a connection that the script, being stopped, has closed, and take no lock that
-    would stay taken for the others if this process were killed."""
+    """In a forked process: end with the script, even where that is killed (Linux), hold no lock of
+    the others, and print no traceback for a connection that the script, being stopped, closed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -1752,6 +1751,7 @@ def after_fork():
     # would wait for this process for ever: wake up every second
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
+    # the progress bars' own lock is shared: killed while it holds that, a process stops all others
     tqdm.set_lock(threading.RLock())
     print_error = sys.excepthook
 
@@ -1780,7 +1780,7 @@ def run_script(main):
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    tqdm.get_lock()  # makes it, so that the bars of datasets have the same one
+    tqdm.get_lock()  # makes it: made later, the bars of datasets have another, out of our reach
     os.register_at_fork(after_in_child=after_fork)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
