@@ -1137,7 +1137,6 @@ class PoseModel(nn.Module):
     token_mask) -> (B, T, query_dim).
     """
 
-    title = "GRU"
     betas = (0.9, 0.999)  # of AdamW: its memory of the gradients and of their squares
 
     def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout, word_dropout):
@@ -1256,6 +1255,8 @@ class PoseModel(nn.Module):
 
 class GRUModel(PoseModel):
     """A bidirectional GRU over the glosses, and one over the frames, which adds to its input."""
+
+    title = "GRU"
 
     def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
         super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
