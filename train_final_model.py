@@ -1760,7 +1760,8 @@ def after_fork():
     # would wait for this process for ever: wake up every second
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    # the progress bars' own lock is shared: killed while it holds that, a process stops all others
+    # all processes share the lock of the progress bars: one that is killed while it holds the lock
+    # would let the others wait for ever
     tqdm.set_lock(threading.RLock())
     print_error = sys.excepthook
 
@@ -1789,7 +1790,9 @@ def run_script(main):
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    tqdm.get_lock()  # makes it: made later, the bars of datasets have another, out of our reach
+    # tqdm makes its lock when it is first asked for one. Made here, it is also that of the bars of
+    # datasets, which else make their own, so that after_fork replaces it for both
+    tqdm.get_lock()
     os.register_at_fork(after_in_child=after_fork)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
