@@ -5,8 +5,8 @@
     python train_final_model.py --model gru --predict "WANT GO SCHOOL"  (several; -: lines of stdin)
 
 Reads DATASET, or an embedded sample where there is no token for iSign. Writes best_<model>.pt
-(lowest validation MSE, complete by itself), last_<model>.pt, log_<model>.csv and
-preview_<model>.html; or predictions/, where that holds files already predictions-2/, ...
+(lowest validation MSE, complete by itself), last_<model>.pt, <model>.log and preview_<model>.html;
+or predictions/, where that holds files already predictions-2/, ...
 """
 
 import argparse
@@ -14,18 +14,14 @@ import bisect
 import collections
 import contextlib
 import copy
-import ctypes
-import dataclasses
 import datetime
 import fcntl
 import functools
-import glob
 import hashlib
 import html
 import io
 import itertools
 import json
-import lzma
 import math
 import os
 import random
@@ -35,21 +31,17 @@ import sys
 import threading
 import time
 import unicodedata
-import warnings
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-if __name__ == "__main__":  # Ctrl-C while the libraries are imported, which takes seconds
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-elif __name__ == "__mp_main__":  # a process of the script's where they are spawned
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch: XXX
 
 import datasets
 import fsspec
 import huggingface_hub
-import multiprocess
 import numpy as np
 import pose_format
 import tokenizers
@@ -61,7 +53,6 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, DistributedSampler
 from tqdm import tqdm
 
 # SETTINGS: edit them and run again
@@ -78,7 +69,6 @@ MAX_GLOSS_LEN = 16  # glosses of a sentence; what is beyond is cut
 MIN_GLOSS_COUNT = 2  # rarer glosses of the training split are <unk>, so that <unk> is trained
 TRAIN_CLIPS = 0  # train on so many, drawn by whole videos; 0: all
 VALIDATION_CLIPS = 0
-PROCESSES = 2  # that prepare clips and make batches; 0: only the script itself
 # ---- the models
 BERT_NAME = "bert-base-uncased"  # hub id, or a folder with a model and its tokenizer
 EMBED_DIM = 256  # of the glosses' embeddings, and the Transformer's width
@@ -103,10 +93,8 @@ MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 
 # The shared block is the same as in model_selection.py, where it can be read as well
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
-# It reads in the order in which a clip travels: settings, rows, .pose files, preparing, batches,
-# models, losses and metrics, training. Within a section helpers come first: load_clips is the way
-# from the rows to the prepared clips, PoseModel.forward the way from glosses to poses, and
-# train_epochs a training.
+# It reads in the order in which a clip travels: rows, poses, the store of prepared clips, batches,
+# models, losses and metrics, training.
 #
 # B clips of a batch, S glosses or word pieces, T frames, K keypoints, D = 2 K pose numbers, H
 # hidden size. Masks: True = real. A pose number that is NaN was not seen or is padding: it enters
@@ -119,117 +107,56 @@ HAND += [f"{finger}_{joint}" for finger in FINGERS for joint in ("MCP", "PIP", "
 BODY = ["NOSE"]
 for joint in ("EYE", "EAR", "SHOULDER", "ELBOW", "WRIST"):
     BODY += [f"LEFT_{joint}", f"RIGHT_{joint}"]
-FACE_NUMBERS = [61, 291, 17, 0, 70, 105, 107, 300, 334, 336, 161, 158]
-FACE_NUMBERS += [33, 163, 153, 133, 388, 385, 263, 390, 380, 362, 9]
-FACE = [str(number) for number in FACE_NUMBERS]
+FACE = [61, 291, 17, 0, 70, 105, 107, 300, 334, 336, 161, 158]
+FACE += [33, 163, 153, 133, 388, 385, 263, 390, 380, 362, 9]
 # The 76 keypoints of PoseStitch-SLT (EMNLP 2025), by their names in MediaPipe's .pose files
 PARTS = {
     "LEFT_HAND_LANDMARKS": HAND,
     "RIGHT_HAND_LANDMARKS": HAND,
     "POSE_LANDMARKS": BODY,
-    "FACE_LANDMARKS": FACE,
+    "FACE_LANDMARKS": [str(number) for number in FACE],
 }
 POINTS = [(part, name) for part, names in PARTS.items() for name in names]
 SHOULDERS = [POINTS.index(("POSE_LANDMARKS", f"{side}_SHOULDER")) for side in ("LEFT", "RIGHT")]
 WRISTS = [POINTS.index(("POSE_LANDMARKS", f"{side}_WRIST")) for side in ("LEFT", "RIGHT")]
-HANDS_AND_WRISTS = [*range(2 * len(HAND)), *WRISTS]
-
-MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
-MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
-MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
-END_OF_ZIP = 22  # bytes of a zip's last record, of which a comment is the end
-SHARD = 2000  # clips of one file of the cache: what a killed preparation can lose
-PREPARATION = 1  # the version of the prepared clips: another one prepares all of them anew
-CLIP = datasets.Features(
-    {
-        "key": datasets.Value("string"),  # of the row that it was made of
-        "gloss": datasets.Value("string"),
-        "problem": datasets.Value("string"),  # why the clip cannot be used, or ""
-        "seconds": datasets.Value("float32"),
-        "pose": datasets.List(datasets.Value("float32")),  # (T * D)
-    }
-)
-PAD = 0
-UNK = 1
-PIECES_PER_GLOSS = 4  # word pieces that a pretrained encoder reads of a gloss, on average, at most
 
 
-class BadClip(Exception):
-    """A clip that is left out; the message is the reason that it is counted under."""
-
-
-class FaultyRead(OSError):
-    """What came is not what was asked for: too short, too long."""
+def access_token():
+    # the hub's library does not read the variable that people are told to set
+    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token() or ""
+    return token.strip() or None
 
 
 def reason_of(error):
-    """An exception -> the first line of what caused it at the bottom, on which libraries build."""
+    """An exception -> the first line of what caused it at the bottom, without an access token."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    text = str(error)
+    if token := access_token():
+        text = text.replace(token, "***")
+    text = re.sub(r"hf_\w+", "***", text).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def digest(what):
+    return hashlib.sha256(repr(what).encode("utf8", "surrogatepass")).hexdigest()[:32]
 
 
 def check_settings():
-    """SystemExit with one line for a setting that is missing, or that no run can have."""
-    try:
-        whole_numbers = {  # name: value, lowest, highest
-            "TRAIN_CLIPS": (TRAIN_CLIPS, 0, 10**9),
-            "VALIDATION_CLIPS": (VALIDATION_CLIPS, 0, 10**9),
-            "MAX_FRAMES": (MAX_FRAMES, 1, 10_000),
-            "POSE_DIM": (POSE_DIM, 1, 10_000),
-            "MAX_GLOSS_LEN": (MAX_GLOSS_LEN, 1, 10_000),
-            "MIN_GLOSS_COUNT": (MIN_GLOSS_COUNT, 1, 10**9),
-            "PROCESSES": (PROCESSES, 0, 1000),
-            "EMBED_DIM": (EMBED_DIM, 1, 16_384),
-            "HIDDEN_DIM": (HIDDEN_DIM, 2, 16_384),
-            "EPOCHS": (EPOCHS, 1, 10**6),
-            "PATIENCE": (PATIENCE, 1, 10**6),
-            "BATCH_SIZE": (BATCH_SIZE, 1, 10**6),
-            "SEED": (SEED, 0, 2**31),
-        }
-        numbers = {
-            "VALIDATION_SHARE": (VALIDATION_SHARE, 0, 1),
-            "MAX_BAD_SHARE": (MAX_BAD_SHARE, 0, 1),
-            "FPS": (FPS, 1, 1000),
-            "DROPOUT": (DROPOUT, 0, 0.99),
-            "WORD_DROPOUT": (WORD_DROPOUT, 0, 0.99),
-            "LR_GRU": (LR_GRU, 0, 1),
-            "LR_TRANSFORMER": (LR_TRANSFORMER, 0, 1),
-            "LR_BERT": (LR_BERT, 0, 1),
-            "WARMUP": (WARMUP, 0, 1),
-            "GRAD_CLIP": (GRAD_CLIP, 0, 10**9),
-            "DURATION_WEIGHT": (DURATION_WEIGHT, 0, 10**9),
-            "SPEED_WEIGHT": (SPEED_WEIGHT, 0, 10**9),
-            "CONFIDENCE_WEIGHT": (CONFIDENCE_WEIGHT, 0, 10**9),
-            "AVERAGE": (AVERAGE, 0, 0.99999),
-        }
-        texts = {"DATASET": DATASET, "POSES": POSES, "BERT_NAME": BERT_NAME}
-        texts["CONFIG"] = "default" if CONFIG is None else CONFIG
-        switches = {"MIXED_PRECISION": MIXED_PRECISION}
-    except NameError as error:
-        raise SystemExit(f"error: {error}: it is a setting of this script's top") from None
-    for kind, types, settings in (
-        ("whole number", int, whole_numbers),
-        ("number", (int, float), numbers),
-    ):
-        for name, (value, low, high) in settings.items():
-            right_type = isinstance(value, types) and not isinstance(value, bool)
-            if not right_type or not low <= value <= high:
-                raise SystemExit(f"error: {name} = {value!r} is no {kind} from {low} to {high}")
-    for name, value in texts.items():
-        if not isinstance(value, (str, os.PathLike)) or not str(value):
-            raise SystemExit(f"error: {name} = {value!r} is no text")
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise SystemExit(f"error: {name} = {value!r} is neither True nor False")
+    """SystemExit with one line for values that are easily set wrongly."""
+    counts = {"FPS": FPS, "MAX_FRAMES": MAX_FRAMES, "MAX_GLOSS_LEN": MAX_GLOSS_LEN}
+    counts |= {"EPOCHS": EPOCHS, "PATIENCE": PATIENCE, "BATCH_SIZE": BATCH_SIZE}
+    shares = {"VALIDATION_SHARE": VALIDATION_SHARE, "DROPOUT": DROPOUT, "AVERAGE": AVERAGE}
+    wrong = [f"{name} = {value} is below 1" for name, value in counts.items() if value < 1]
+    wrong += [f"{name} = {x} is no share" for name, x in shares.items() if not 0 <= x < 1]
+    if POSE_DIM < 2 or POSE_DIM % 2:
+        wrong.append(f"POSE_DIM = {POSE_DIM} is not an x and a y for each point")
+    if wrong:
+        raise SystemExit(f"error: {'; '.join(wrong)}")
 
 
 def save(path, contents):
-    """Bytes, or a checkpoint (a dict) -> a file that is the old one or the new one, and whole.
-
-    SystemExit where it cannot be written; what was there before stays.
-    """
+    """Bytes, or a checkpoint (a dict) -> a file that is the old one or the new one, and whole."""
     if isinstance(contents, dict):
         buffer = io.BytesIO()  # not into the file: torch makes a RuntimeError of a full disk
         torch.save(contents, buffer)
@@ -242,8 +169,7 @@ def save(path, contents):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        message = f"error: {path} cannot be written ({error.strerror}); what was there before stays"
-        raise SystemExit(message) from None
+        raise SystemExit(f"error: {path} cannot be written: {error.strerror}") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
 
@@ -259,23 +185,41 @@ def claim_folder(name):
 
 
 # ---- rows: glosses, videos, splits
+MARKS = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
+# soft hyphen, zero-width space and joiners, directions of writing, word joiner, byte order mark
+MARKS += "\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
+
+
+class Row(NamedTuple):
+    """A row of the data set's tables."""
+
+    uid: str
+    gloss: str | None
+    video: str | None  # None: not known, so that the clip counts as a video of its own
+    split: str  # the table's: "train" or "validation"
+    number: int  # in its table
+
+
+def split_words(text):
+    """Text -> its words as they are written, without the marks at their ends."""
+    words = unicodedata.normalize("NFC", text or "").split()
+    return [word.strip(MARKS) for word in words if word.strip(MARKS)]
+
+
 def split_glosses(text):
-    """A gloss sentence or English text -> its glosses: upper case, without sentence punctuation."""
-    words = unicodedata.normalize("NFC", "" if text is None else str(text)).upper().split()
-    marks = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
-    stripped = [word.strip(marks) for word in words]
-    return [word for word in stripped if word]
+    """A gloss sentence or English text -> its glosses, in upper case."""
+    return [word.upper() for word in split_words(text)]
 
 
-def has_text(gloss):
-    """Whether there is a text; iSign has "nan " for some that there are not."""
-    return bool(split_glosses(gloss)) and str(gloss).strip() != "nan"
+def has_text(row):
+    """Whether there is one; iSign has "nan " for some that there are not."""
+    return bool(split_words(row.gloss)) and row.gloss.strip() != "nan"
 
 
 def video_of(uid):
-    """A clip's uid -> the video it was cut from; a uid of another form than iSign's is its own."""
-    forms = r"^(?:([0-9a-f]{12})-\d+|(.{11})(?:--\d+|_(?:w|d|e\d+)))\Z"
-    return re.sub(forms, r"\1\2", uid)
+    """A clip's uid of one of iSign's forms -> the video that it was cut from; else None."""
+    found = re.fullmatch(r"([0-9a-f]{12})-\d+|(.{11})(?:--\d+|_(?:w|d|e\d+))", uid)
+    return found and (found[1] or found[2])
 
 
 def split_by_video(videos, share):
@@ -300,432 +244,400 @@ def draw_subset(videos, clips):
     return drawn
 
 
-def locate_data():
-    """-> where the rows are (or "sample"), the pattern of where the poses are, the access token."""
-    # the hub's library does not read the variable that people are told to set
-    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token()
-    dataset = str(DATASET)
-    if dataset == ISIGN and token is None:
-        print("!" * 80)
-        print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign,")
-        print("!!  but an embedded, synthetic SAMPLE. For iSign accept its terms, and set")
-        print("!!  HF_TOKEN (see the README).")
-        print("!" * 80)
-        dataset = "sample"
-    if os.path.isdir(dataset) and os.path.realpath(dataset) == os.path.realpath(os.sep):
-        raise SystemExit(f"error: DATASET {dataset!r} is the whole disk: name a folder of data")
-    pattern = str(POSES)
-    if os.path.exists(pattern):
-        return dataset, glob.escape(pattern), token
-    folder, name = os.path.split(pattern)
-    if os.path.isdir(folder):  # its name is no pattern, as in run[1]/part_*
-        pattern = os.path.join(glob.escape(folder), name)
-    if not glob.glob(pattern) and not os.path.isabs(pattern):
-        if os.path.isdir(dataset):
-            pattern = os.path.join(glob.escape(dataset), pattern)
-        else:
-            pattern = f"hf://datasets/{dataset}/{pattern}"
-    return dataset, pattern, token
+def choose_dataset():
+    """DATASET, or "sample" and a notice where iSign cannot be asked for."""
+    if DATASET != ISIGN or access_token():
+        return str(DATASET)
+    print("!" * 80)
+    print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign,")
+    print("!!  but an embedded, synthetic SAMPLE. For iSign accept its terms, and set")
+    print("!!  HF_TOKEN (see the README).")
+    print("!" * 80)
+    return "sample"
 
 
-def cache_key(*values):
-    return hashlib.sha256(repr(values).encode("utf8", "surrogatepass")).hexdigest()[:32]
-
-
-def state_of(paths):
-    """Local files -> a key that changes where one of them is replaced, added or removed."""
-    files = []
-    for path in sorted(paths):
-        stat = os.stat(path)
-        files.append((os.path.realpath(path), stat.st_size, stat.st_mtime_ns))
-    return cache_key(files)
-
-
-def path_for_library(folder):
-    """A folder -> a path of it that `datasets` takes as it is.
-
-    The library needs the folder's name, which "." lacks, takes every path for a pattern, so that it
-    finds nothing in run[1], and takes a log beside a table for one more table: what it is to read
-    of such folders is linked to in the cache.
-    """
-    folder = os.path.realpath(folder)
-    logs = {f"log_{name}.csv" for name in MODELS}
-    names = set(os.listdir(folder))
-    if glob.escape(folder) == folder and not names & logs:
-        return folder
-    links = Path(datasets.config.HF_DATASETS_CACHE, f"links_{cache_key(folder)}")
-    links.mkdir(parents=True, exist_ok=True)
-    for name in names - logs:
-        with contextlib.suppress(FileExistsError):
-            (links / name).symlink_to(os.path.join(folder, name))
-    return str(links)
-
-
-def has_no_row(path):
-    """Whether it is a CSV of a header alone, whose columns have no type for the library."""
-    if not path.endswith(".csv"):
-        return False
-    with open(path, "rb") as file:
-        return file.readline().strip() != b"" and not any(line.strip() for line in file)
-
-
-def local_tables(folder):
-    """A local folder -> its path for the library, and the state of the files that it will read."""
-    path = path_for_library(folder)
-    files_of = datasets.load_dataset_builder(path, CONFIG).config.data_files or {}
-    for split, files in files_of.items():
-        if all(has_no_row(file) for file in files):
-            raise SystemExit(f"error: the {split} split of DATASET {folder!r} has no row")
-    return path, state_of([file for files in files_of.values() for file in files])
-
-
-def read_tables(path, options):
-    """A data set's files -> {split: Dataset}.
-
-    What is read of a CSV is text. The library would guess it from the values: 001 and 1e5 are uids
-    and no numbers, NA is a uid and no gap, and 10,000 rows without a text are no numbers.
-    """
-    as_text = {"converters": {"uid": str, "text": str, "gloss": str}, "na_filter": False}
-    try:
-        return datasets.load_dataset(path, CONFIG, **options, **as_text)
-    except ValueError:  # it is no CSV
-        return datasets.load_dataset(path, CONFIG, **options)
-
-
-def load_tables(dataset, token):
-    """The data set's tables {split: Dataset}, and a key of the state of local files or None."""
+def load_tables(dataset):
+    """-> the data set's tables, {split: Dataset}, and their files; SystemExit for none."""
     if dataset == "sample":
-        return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, None
-    path, state, options = dataset, None, {"token": token}
-    advice = ". Check the name, the network, HF_TOKEN, and that you accepted the data set's terms"
+        return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, []
+    # of a CSV: 001 and 1e5 are texts, NA is no gap, a comma at a row's end shifts no column
+    options = {"converters": dict.fromkeys(["uid", "gloss", "text", "video"], str)}
+    options |= {"na_filter": False, "index_col": False}
+    load = functools.partial(datasets.load_dataset_builder, dataset, CONFIG, token=access_token())
     try:
-        if os.path.isdir(dataset):  # the library's own cache knows a folder by its name alone
-            path, state = local_tables(dataset)
-            options["cache_dir"] = f"{datasets.config.HF_DATASETS_CACHE}/local_{state}"
-        return read_tables(path, options), state
+        try:
+            builder = load(**options)
+        except ValueError:  # it is no CSV
+            options = {}
+            builder = load()
+        files = list(itertools.chain(*(builder.config.data_files or {}).values()))
+        if os.path.isdir(dataset):  # of whose files the library's cache knows the README alone
+            state = digest(
+                [(path, os.stat(path).st_size, os.stat(path).st_mtime) for path in files]
+            )
+            builder = load(
+                **options, cache_dir=f"{datasets.config.HF_DATASETS_CACHE}/local_{state}"
+            )
+        builder.download_and_prepare()
+        return builder.as_dataset(), sorted({os.path.basename(path) for path in files})
     except Exception as error:  # of the library, which has many kinds
         message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
-        is_read = isinstance(error, datasets.exceptions.DatasetGenerationError)
-        if not is_read and not os.path.exists(dataset):
-            message = message.rstrip(".") + advice
+        if not os.path.exists(dataset):
+            message += " (check the name, the network, HF_TOKEN, and the data set's terms)"
         raise SystemExit(message) from None
 
 
-def is_plain(table, column):
-    """Whether the table has this column, of texts or numbers."""
-    return isinstance(table.features.get(column), datasets.Value)
+def texts_of(table, column):
+    """A column of texts or numbers -> texts; None where there is none."""
+    if column not in table.column_names:
+        return [None] * len(table)
+    kind = table.features[column]
+    if not isinstance(kind, datasets.Value) or "binary" in kind.dtype:
+        raise SystemExit(f"error: the column {column} holds {kind}, which is no text")
+    return [None if value is None else str(value) for value in table[column][:]]
 
 
-def load_rows(dataset, token):
-    """-> rows, a Dataset of key, uid, gloss (and pose); each one's split or None; their state."""
-    tables, state = load_tables(dataset, token)
-    held_out = next(
-        (name for name in ("validation", "valid", "val", "dev") if name in tables), None
-    )
-    parts = [tables[name] for name in ("train", held_out) if name in tables]
-    has_pose = all("pose" in part.column_names for part in parts)
-    text = "gloss" if all("gloss" in part.column_names for part in parts) else "text"
-    if "train" not in tables or not all(
-        is_plain(part, text) and (has_pose or is_plain(part, "uid")) for part in parts
-    ):
-        found = [f"{name} with {', '.join(tables[name].column_names) or 'none'}" for name in tables]
+def list_rows(dataset, tables):
+    """The data set's tables -> {"train": Dataset, and "validation" where it has one}, [Row]."""
+    held_out = [name for name in ("validation", "valid", "val", "dev") if name in tables]
+    names = {"train": "train"} | ({"validation": held_out[0]} if held_out else {})
+    used = {split: tables[name] for split, name in names.items() if name in tables}
+    columns = [set(table.column_names) for table in used.values()]
+    text = "gloss" if all("gloss" in some for some in columns) else "text"
+    poses = "pose" if all("pose" in some for some in columns) else "uid"
+    if "train" not in used or not all({text, poses} <= some for some in columns):
+        found = [f"{name} with {', '.join(tables[name].column_names)}" for name in tables]
         raise SystemExit(
             f"error: DATASET {dataset!r} needs a split train with the columns gloss or text, and "
-            f"pose or uid; it has {'; '.join(found) or 'no split'}"
+            f"pose or uid; it has {'; '.join(found)}"
         )
-    uids, glosses, splits = [], [], []
-    for split, part in zip(("train", "validation"), parts, strict=False):
-        uids += part["uid"][:] if is_plain(part, "uid") else [None] * len(part)
-        glosses += part[text][:]
-        splits += [split] * len(part)
-    # a row without a uid is known by its place, and by a name that no uid has
-    uids = [f"row {i}" if uid in (None, "") else str(uid) for i, uid in enumerate(uids)]
-    glosses = [None if gloss is None else str(gloss) for gloss in glosses]
-    keys = []
-    for i, (uid, gloss) in enumerate(zip(uids, glosses, strict=True)):
-        keys.append(cache_key(uid, gloss, i if has_pose else None))
-    columns = {"key": keys, "uid": uids, "gloss": glosses}
-    kinds = datasets.Features({name: datasets.Value("string") for name in columns})
-    rows = datasets.Dataset.from_dict(columns, kinds)
-    if has_pose:
-        poses = datasets.concatenate_datasets([part.select_columns(["pose"]) for part in parts])
-        state = state or poses._fingerprint
-        rows = datasets.concatenate_datasets([rows, poses], axis=1)
-    return rows, splits if held_out else None, state
+    rows = []
+    for split, table in used.items():
+        texts = [texts_of(table, column) for column in ("uid", text, "video")]
+        for number, (uid, gloss, video) in enumerate(zip(*texts, strict=True)):
+            uid = uid or f"row {len(rows)}"  # a name that no uid has
+            rows.append(Row(uid, gloss, video or video_of(uid), split, number))
+    return used, rows
 
 
-def counted(reasons):
-    return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "none"
+def choose_rows(rows, own_splits):
+    """-> {split: [Row]} of those that are used, and {reason: [uid]} of those left out.
 
-
-def choose_rows(rows, splits):
-    """Which rows are used -> {split: their numbers}, a Counter of what was left out, and a report.
-
-    Without splits of the data's own the rows are split by video. TRAIN_CLIPS and VALIDATION_CLIPS
-    draw whole videos.
+    Without splits of the data's own they are split by video. TRAIN_CLIPS and VALIDATION_CLIPS draw
+    whole videos.
     """
-    uids, glosses = rows["uid"][:], rows["gloss"][:]
-    videos = [video_of(uid) for uid in uids]
-    named = not all(uid.startswith("row ") for uid in uids)
-    origin = "the data's own splits"
-    if splits is None:
-        held_out = split_by_video(videos, VALIDATION_SHARE)
-        splits = ["validation" if video in held_out else "train" for video in videos]
-        origin = "split by video" if named else "split by row"
-    left_out, seen = collections.Counter(), set()
+    video = {row: row.video or row.uid for row in rows}
+    held_out = set() if own_splits else split_by_video(video.values(), VALIDATION_SHARE)
+    left_out, seen = collections.defaultdict(list), set()
     usable = {"train": [], "validation": []}
-    for i, gloss in enumerate(glosses):
-        if not has_text(gloss):
-            left_out["no text"] += 1
-        elif (splits[i], uids[i]) in seen:
-            left_out["uid twice"] += 1
+    for row in rows:
+        split = "validation" if video[row] in held_out else row.split
+        if not has_text(row):
+            left_out["no text"].append(row.uid)
+        elif (split, row.uid) in seen:
+            left_out["uid twice"].append(row.uid)
         else:
-            seen.add((splits[i], uids[i]))
-            usable[splits[i]].append(i)
+            seen.add((split, row.uid))
+            usable[split].append(row)
     chosen, drawn = {}, {}
     for split, limit in (("train", TRAIN_CLIPS), ("validation", VALIDATION_CLIPS)):
         if not usable[split]:
             raise SystemExit(f"error: no row of the {split} split has a text ({counted(left_out)})")
-        drawn[split] = draw_subset([videos[i] for i in usable[split]], limit)
-        chosen[split] = [i for i in usable[split] if videos[i] in drawn[split]]
-    both = f"{len(drawn['train'] & drawn['validation'])} videos in both"
-    return chosen, left_out, f"{origin}; {both if named else 'no uid names the videos'}"
+        drawn[split] = draw_subset([video[row] for row in usable[split]], limit)
+        chosen[split] = [row for row in usable[split] if video[row] in drawn[split]]
+    report_split(usable, own_splits, both=drawn["train"] & drawn["validation"])
+    return chosen, left_out
 
 
+def report_split(usable, own_splits, both):
+    """What there is to know of {split: [Row]}, and of the videos that are in both."""
+    rows = usable["train"] + usable["validation"]
+    share = len(usable["validation"]) / len(rows)
+    unknown = sum(row.video is None for row in rows)
+    known = f"{len(both)} videos in both; " if unknown < len(rows) else ""
+    origin = "the data's own splits" if own_splits else "by video"
+    print(f"  split            {origin}; {known}{100 * share:.1f} % of the clips validate")
+    if unknown:
+        print(f"  videos unknown   of {unknown} clips: each counts as a video of its own")
+    if not own_splits and not VALIDATION_SHARE / 2 <= share <= VALIDATION_SHARE * 2:
+        print(f"warning: VALIDATION_SHARE = {VALIDATION_SHARE} has become {share:.2f} of the clips")
+
+
+def counted(left_out):
+    """{reason: [uid]} -> how many there are of each, with a name that was looked for in vain."""
+    said = []
+    for reason, uids in sorted(left_out.items(), key=lambda item: -len(item[1])):
+        example = f" (such as {plain_name(uids[0])}.pose)" if reason in NOT_FOUND else ""
+        said.append(f"{len(uids)} {reason}{example}")
+    return ", ".join(said) or "none"
+
+
+# The sample. Points are complex: x grows to the signer's left, y downwards, shoulders at -.5 and .5
 SAMPLE_WORDS = """HELLO I YOU WANT GO SCHOOL HOUSE WATER
     EAT BOOK TEACHER GOOD NOT UNDERSTAND FAMILY WORK"""
-ARM_AT_REST = np.array([0.45, 1.3, 1.4, 0.8, 0.9, 1, 0.9, 0.8])
 SAMPLE_HEAD = """-.75j .1-.86j -.1-.86j .21-.8j -.21-.8j -.1-.55j .1-.55j -.5j -.58j -.18-.94j
     -.12-.97j -.05-.94j .18-.94j .12-.97j .05-.94j -.14-.86j -.1-.88j -.17-.85j -.14-.83j -.1-.83j
     -.06-.85j .14-.86j .1-.88j .17-.85j .14-.83j .1-.83j .06-.85j -.92j"""
+ARM_AT_REST = [0.45, 1.3, 1.4, 0.8, 0.9, 1, 0.9, 0.8]  # wrist's x and y, hand's turn, five fingers
 
 
-def sample_signs(rng, n):
-    """-> (n, 3 moments, 2 arms, 8): the wrist's x and y, the hand's turn, the fingers' reach."""
-    lowest = [-0.1, -0.5, -2.2] + [0.2] * 5
-    highest = [0.7, 0.9, -0.6] + [1] * 5
-    signs = rng.uniform(lowest, highest, (n, 3, 2, 8))
-    signs[::3, :, 0] = signs[::3, :, 1]  # one in three is signed with both hands
-    signs[1::3, :, 0] = ARM_AT_REST
-    signs[2::3, :, 0] = ARM_AT_REST
-    return signs
+def sample_pose(arms):
+    """Arms (T, left and right, 8 numbers as of ARM_AT_REST) -> a pose (T, D)."""
+    fan = np.exp(0.25j * np.arange(-2, 3))[:, None] * np.linspace(0.1, 0.34, 4)  # fingers' joints
+    wrist = arms[..., :1] + 1j * arms[..., 1:2]
+    turn, reach = np.exp(1j * arms[..., 2:3]), arms[..., 3:]
+    fingers = wrist[..., None] + fan * (turn * reach)[..., None]
+    shoulder, elbow = 0.5 + 0 * wrist, 0.62 + 0.55j + wrist / 5
+    sides = np.concatenate([shoulder, elbow, wrist, fingers.reshape(-1, 2, 20)], 2)
+    sides[:, 1] = -sides[:, 1].conj()  # the right arm is the left one's mirror image
+    body = sides[:, :, :3].swapaxes(1, 2).reshape(-1, 6)
+    head = np.tile(np.array(SAMPLE_HEAD.split(), complex), (len(arms), 1))
+    parts = [sides[:, 0, 2:], sides[:, 1, 2:], head[:, :5], body, head[:, 5:]]
+    return np.concatenate(parts, 1).view(float)
 
 
 def sample_rows(n, seed):
-    """A synthetic Dataset of n rows of gloss and pose, the same in every run.
-
-    Sentences of 1 to 4 glosses flow into each other, at a speed of their own. Points are complex
-    numbers here: x grows to the signer's left, y downwards, the shoulders are at -0.5 and 0.5.
-    """
+    """A synthetic Dataset of n rows of gloss and pose: 1 to 4 signs that flow into each other."""
     words = SAMPLE_WORDS.split()
-    head = np.array(SAMPLE_HEAD.split(), complex)
-    fan = np.exp(0.25j * np.arange(-2, 3))[:, None] * np.linspace(0.1, 0.34, 4)  # a hand's fingers
-    signs = sample_signs(np.random.default_rng(0), len(words))
-    right_hand = slice(2 * len(HAND), 4 * len(HAND))  # numbers of a frame
-    rest = [[ARM_AT_REST, ARM_AT_REST]]
+    lowest, highest = [-0.1, -0.5, -2.2] + [0.2] * 5, [0.7, 0.9, -0.6] + [1] * 5
+    signs = np.random.default_rng(0).uniform(lowest, highest, (len(words), 3, 2, 8))  # 3 moments
+    signs[::3, :, 0] = signs[::3, :, 1]  # one in three is signed with both hands
+    signs[1::3, :, 0] = signs[2::3, :, 0] = ARM_AT_REST
     rng = np.random.default_rng([seed, 1000])
     rows = []
     for _ in range(n):
         said = rng.integers(0, len(words), rng.integers(1, 5))
         shaken = signs[said] + rng.normal(0, 0.03, (len(said), 3, 2, 8))
+        rest = np.broadcast_to(ARM_AT_REST, (1, 2, 8))
         moments = np.concatenate([rest, *shaken, rest])
         times = np.cumsum([0, *[0.25, 0.35, 0.35] * len(said), 0.3]) / rng.uniform(0.8, 1.25)
         at = np.arange(0, times[-1], 1 / 25)
         before = np.searchsorted(times, at, side="right") - 1
         part = 0.5 - 0.5 * np.cos(np.pi * (at - times[before]) / np.diff(times)[before])
         part = part[:, None, None]
-        arms = moments[before] * (1 - part) + moments[before + 1] * part  # (frames, 2, 8)
-        wrist = arms[..., :1] + 1j * arms[..., 1:2]
-        turn, reach = np.exp(1j * arms[..., 2:3]), arms[..., 3:]
-        fingers = wrist[..., None] + fan * (turn * reach)[..., None]
-        shoulder, elbow = 0.5 + 0 * wrist, 0.62 + 0.55j + wrist / 5
-        sides = np.concatenate([shoulder, elbow, wrist, fingers.reshape(-1, 2, 20)], 2)
-        sides[:, 1] = -sides[:, 1].conj()  # the right arm is the left one's mirror image
-        body = sides[:, :, :3].swapaxes(1, 2).reshape(-1, 6)
-        face = np.tile(head, (len(at), 1))
-        parts = [sides[:, 0, 2:], sides[:, 1, 2:], face[:, :5], body, face[:, 5:]]
-        pose = np.concatenate(parts, 1).view(float)
+        pose = sample_pose(moments[before] * (1 - part) + moments[before + 1] * part)
         lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight
-        pose[lost : lost + 8, right_hand] = np.nan
+        pose[lost : lost + 8, 2 * len(HAND) : 4 * len(HAND)] = np.nan
         pose += rng.normal(0, 0.004, pose.shape)
         rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose})
     return datasets.Dataset.from_list(rows)
 
 
-# ---- .pose files: where they are, and what is in them
-class JoinedParts(fsspec.spec.AbstractBufferedFile):
-    """An archive that was cut into parts by size, as one seekable file that is read by ranges."""
+# ---- poses: a column of the tables, or .pose files in a folder or an archive
+MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
+MAX_FPS = 240  # a file that says more does not know its frame rate
+MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
+MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
+HUB_BYTES = 2**24  # of neighbours that one request reads: the hub counts requests
+DISK_BYTES = 2**22  # of neighbours on the disk, so that there is work for every thread
+HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
+NOT_FOUND = ["no .pose file", "ambiguous name"]
+
+
+class BadClip(Exception):
+    """A clip that is left out; the message is the reason that it is counted under."""
+
+
+class Damaged(BadClip):
+    """Bytes that cannot be right: on the disk a bad clip, from the hub a fault of the hub."""
+
+
+class PoseRows:
+    """Poses in a column of the tables. PoseFiles have the same attributes and methods."""
+
+    threads = os.cpu_count()
+
+    def __init__(self, tables):
+        self.tables = tables
+        self.name = [(table._fingerprint, table.cache_files) for table in tables.values()]
+
+    def key(self, row):
+        """What the store knows the row's clip by."""
+        return f"{row.split} {row.number}"
+
+    def groups(self, rows):
+        """-> lists of rows, each of which is read at once."""
+        return [rows[i : i + 64] for i in range(0, len(rows), 64)]
+
+    def read(self, group):
+        """-> what prepare_pose is given for each row."""
+        return [self.tables[row.split][row.number]["pose"] for row in group]
+
+
+class JoinedFiles(fsspec.spec.AbstractBufferedFile):
+    """The parts of an archive, or all files of a folder, as one file."""
 
     def __init__(self, fs, paths):
         self.paths = paths
-        sizes = [fs.size(path) for path in paths]
-        self.starts = [0, *itertools.accumulate(sizes)]  # of each part, and the end of the last
-        # the zip's directory stands at the end, and is found by a few small reads
-        super().__init__(fs, paths[0], cache_type="readahead", block_size=2**16, size=sum(sizes))
+        self.starts = [0, *itertools.accumulate(fs.size(path) for path in paths)]
+        super().__init__(fs, paths[0], cache_type="readahead", size=self.starts[-1])
 
     def _fetch_range(self, start, end):
-        data = b""
-        for path, first, last in zip(self.paths, self.starts, self.starts[1:], strict=False):
-            low, high = max(start, first), min(end, last)
-            if low < high:
-                data += read_range(self.fs, path, low - first, high - first)
+        """The bytes from start to end, by a request for each file that they lie in."""
+        data, at = b"", start
+        while at < end:
+            i = bisect.bisect_right(self.starts, at) - 1
+            first, stop = self.starts[i], min(end, self.starts[i + 1])
+            # without "none" the hub's file system reads 5 MiB ahead for every clip
+            data += self.fs.cat_file(self.paths[i], at - first, stop - first, cache_type="none")
+            at = stop
+        if len(data) != end - start:
+            raise EOFError(f"{len(data)} bytes came, and not {end - start}")
         return data
 
-    def read_ahead(self, size):
-        """Forget what was read, and read at least `size` bytes by the next request."""
-        self.cache = fsspec.caching.ReadAheadCache(size, self._fetch_range, self.size)
+
+# A .pose file: where in the JoinedFiles it is; its size; its CRC or time, another one where it was
+# replaced; and its entry in an archive's directory
+PoseFile = collections.namedtuple("PoseFile", "start end size state info")
 
 
-def read_range(fs, path, start, end):
-    """A file's bytes from start to end, opened anew: nothing is shared with forked processes."""
-    data = fs.cat_file(path, start=start, end=end, cache_type="none")
-    if len(data) != end - start:
-        raise FaultyRead(f"{len(data)} bytes of {path} came instead of {end - start}")
-    return data
+class PoseFiles:
+    """.pose files in a folder or a zip, whole or cut into parts by size, on the disk or the hub.
 
+    The hub is asked when a clip is missing in the store. Its files are taken to stay as they are.
+    """
 
-# What the libraries raise where bytes are damaged: the zip's, and the hub's in its listings (a
-# JSONDecodeError, which is a ValueError)
-DAMAGED = (FaultyRead, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-
-
-def is_local(fs):
-    return "file" in fs.protocol
-
-
-def read_again(fs, read):
-    """read() -> its bytes. What is damaged on the disk is a bad clip. What is damaged on its way
-    from the hub says nothing about the clip: it is asked for again, and in the end an OSError."""
-    for pause in (1, 3, 9, 0):
-        try:
-            return read()
-        except DAMAGED as error:
-            if is_local(fs):
-                raise BadClip("damaged in the archive") from error
-            problem = error
-        except RuntimeError as error:  # of the zip library
-            raise BadClip("encrypted or compressed in an unknown way") from error
-        time.sleep(pause)
-    raise OSError(f"what the hub sends cannot be right: {reason_of(problem)}")
-
-
-class PoseArchive:
-    """A zip of .pose files, whole or in parts. read(uid) -> the bytes of one, by one request."""
-
-    def __init__(self, fs, paths):
-        self.parts = JoinedParts(fs, paths)
-        self.parts.seek(max(0, self.parts.size - END_OF_ZIP))  # where zipfile begins to read
-        self.parts.read()  # since it takes an error of the hub for a file that is no zip
-        try:
-            self.zip = zipfile.ZipFile(self.parts)
-        except zipfile.BadZipFile as error:
-            raise SystemExit(
-                f"error: {', '.join(paths)} do not make up one zip ({error}); is a part missing?"
-            ) from None
-        # glibc returns less memory to the system once a block of such a size was freed: without
-        # this, fetching the memory of each clip anew takes an eighth of the time
-        bytes(2**24)
-        members = [info for info in self.zip.infolist() if info.filename.endswith(".pose")]
-        self.check_parts(members)
-        self.members = {Path(info.filename).stem: info for info in members}
-
-    def is_member(self, offset):
-        """Whether a member of the zip begins there."""
-        if offset < 0:
-            return False
-        self.parts.read_ahead(0)
-        self.parts.seek(offset)
-        return self.parts.read(4) == b"PK\x03\x04"
-
-    def check_ends(self, offsets):
-        """SystemExit where the first or the last part is foreign: zipfile looks for the zip in
-        what it is given, whatever stands before or behind it."""
-        foreign = None
-        if offsets and offsets[0] > 0 and self.is_member(offsets[0]):
-            foreign = self.parts.paths[0]
-        self.parts.read_ahead(0)
-        self.parts.seek(-END_OF_ZIP - len(self.zip.comment), os.SEEK_END)
-        if self.parts.read(4) != b"PK\x05\x06":
-            foreign = self.parts.paths[-1]
-        if foreign:
-            raise SystemExit(f"error: {foreign} is no part of the zip that the other parts make up")
-
-    def check_parts(self, members):
-        """SystemExit where a part is missing, foreign or in another's place: where the directory
-        has the first member of a part, there must be one."""
-        offsets = sorted(info.header_offset for info in members)
-        if len(self.parts.paths) > 1:
-            self.check_ends(offsets)
-        # zipfile moves all of them where the file is longer or shorter than the directory says
-        moved = 0 if not offsets or self.is_member(offsets[0]) else offsets[0]
-        bounds = zip(self.parts.paths, self.parts.starts, self.parts.starts[1:], strict=False)
-        for path, start, end in bounds:
-            within = (offset - moved for offset in offsets if start <= offset - moved < end)
-            first = next(within, None)
-            if first is not None and not self.is_member(first):
-                raise SystemExit(
-                    f"error: {path} does not go on where the part before it ends: is one of "
-                    f"{', '.join(self.parts.paths)} missing, foreign or in another's place?"
-                )
-
-    def read(self, uid):
-        if uid not in self.members:
-            raise BadClip("no .pose file")
-        info = self.members[uid]
-        if max(info.file_size, info.compress_size) > MAX_POSE_BYTES:
-            raise BadClip("too large")
-
-        def read():
-            # zipfile reads the local header and then the data: all of it by one request
-            self.parts.read_ahead(info.compress_size + 512)
-            return self.zip.read(info)
-
-        return read_again(self.parts.fs, read)
-
-
-class PoseFolder:
-    """A folder of .pose files. read(uid) -> the bytes of one."""
-
-    def __init__(self, fs, paths):
+    def __init__(self, fs, place):
         self.fs = fs
-        self.paths = {Path(path).stem: path for path in paths}
+        self.place = place
+        self.remote = "file" not in fs.protocol
+        self.name = place if self.remote else os.path.realpath(place)
+        self.threads = HUB_THREADS if self.remote else os.cpu_count()
 
-    def read(self, uid):
-        if uid not in self.paths:
-            raise BadClip("no .pose file")
-        size = self.fs.size(self.paths[uid])
-        if size > MAX_POSE_BYTES:
-            raise BadClip("too large")
-        return read_again(self.fs, lambda: read_range(self.fs, self.paths[uid], 0, size))
-
-
-def list_poses(pattern, token):
-    """A pattern, local or hf:// -> the file system, its paths, and whether they are .pose files."""
-    if not pattern.startswith("hf://"):
-        fs = fsspec.filesystem("file")
-        paths = sorted(glob.glob(pattern))
-        if len(paths) == 1 and os.path.isdir(paths[0]):
-            return fs, sorted(glob.glob(f"{glob.escape(paths[0])}/*.pose")), True
-        return fs, paths, False
-    fs = huggingface_hub.HfFileSystem(token=token)
-    folder = fs.isdir(pattern)
-    return fs, sorted(fs.glob(f"{pattern}/*.pose" if folder else pattern)), folder
-
-
-@functools.cache  # once per process: the directory of iSign's archive has 127,237 entries
-def open_poses(pattern, token):
-    """Parts of a zip, a zip, or a folder -> a PoseArchive or a PoseFolder; SystemExit for none."""
-    try:
-        fs, paths, folder = list_poses(pattern, token)
+    @functools.cached_property
+    def files(self):
+        """{path within the folder or zip: PoseFile}"""
+        folder = self.fs.isdir(self.place)
+        paths = sorted(self.fs.find(self.place) if folder else self.fs.glob(self.place))
+        paths = [path for path in paths if path.endswith(".pose") or not folder]
         if not paths:
-            raise SystemExit(
-                f"error: no poses at {pattern}; set POSES to the parts of a zip, a zip, or a "
-                "folder of .pose files"
-            )
-        return PoseFolder(fs, paths) if folder else PoseArchive(fs, paths)
-    except (OSError, ValueError, huggingface_hub.errors.HTTPError) as error:
-        message = f"error: the poses at {pattern} cannot be read: {reason_of(error)}"
-        raise SystemExit(message) from None
+            raise SystemExit(f"error: no poses at {self.place}: name a zip, its parts or a folder")
+        self.joined = JoinedFiles(self.fs, paths)
+        if not folder:
+            return self.files_of_zip()
+        root, files = self.fs._strip_protocol(self.place), {}
+        for path, (start, end) in zip(paths, itertools.pairwise(self.joined.starts), strict=True):
+            time = self.fs.info(path).get("mtime")
+            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, time, None)
+        return files
+
+    def files_of_zip(self):
+        try:
+            self.zip = zipfile.ZipFile(self.joined)
+        except zipfile.BadZipFile as error:
+            if isinstance(error.__context__, OSError):  # of the hub, which zipfile takes for no zip
+                raise error.__context__ from None
+            raise SystemExit(f"error: {self.place} is no zip, or not all of it ({error})") from None
+        members = sorted(self.zip.infolist(), key=lambda info: info.header_offset)
+        if members and members[0].header_offset < 0:
+            raise SystemExit(f"error: {self.place} is not all of a zip: a part is missing")
+        starts = [*(info.header_offset for info in members), self.zip.start_dir]
+        return {
+            info.filename: PoseFile(start, end, info.file_size, info.CRC, info)
+            for info, (start, end) in zip(members, itertools.pairwise(starts), strict=True)
+            if info.filename.endswith(".pose")
+        }
+
+    @functools.cached_property
+    def paths_of(self):
+        """{a path without .pose, or an end of it: the paths that it may mean}"""
+        found = collections.defaultdict(list)
+        for path in self.files:
+            parts = plain_name(path).split("/")
+            for i in range(len(parts)):
+                found["/".join(parts[i:])].append(path)
+        return found
+
+    def find(self, row):
+        """Its uid is a path or, where only one ends so, an end of one -> PoseFile, or BadClip."""
+        name = plain_name(row.uid)
+        paths = self.paths_of.get(name, [])
+        paths = [path for path in paths if plain_name(path) == name] or paths
+        if len(paths) != 1:
+            return BadClip(NOT_FOUND[len(paths) > 1])
+        file = self.files[paths[0]]
+        return BadClip("too large") if file.size > MAX_POSE_BYTES else file
+
+    def key(self, row):
+        name = plain_name(row.uid)
+        if self.remote:
+            return name
+        file = self.find(row)
+        return f"{name}: {file if isinstance(file, BadClip) else (file.size, file.state)}"
+
+    def groups(self, rows):
+        """Rows whose files are neighbours, and so are read by one request."""
+        files = {row: self.find(row) for row in rows}
+        groups = [[row] for row in rows if isinstance(files[row], BadClip)]
+        found = [row for row in rows if isinstance(files[row], PoseFile)]
+        size, last = 0, None
+        for row in sorted(found, key=lambda row: files[row].start):
+            start, end, *_ = files[row]
+            size += end - start
+            if start != last or size > (HUB_BYTES if self.remote else DISK_BYTES):
+                groups.append([])
+                size = end - start
+            groups[-1].append(row)
+            last = end
+        return groups
+
+    def read(self, group):
+        """The files' bytes or BadClips; asked for again where the hub sent what cannot be right."""
+        files = [self.find(row) for row in group]
+        if isinstance(files[0], BadClip):
+            return files
+        for pause in (1, 3, 9, 0):  # seconds
+            try:
+                data = self.joined._fetch_range(files[0].start, files[-1].end)
+                made = [self.unpack(file, data, files[0].start) for file in files]
+            except EOFError:
+                made = [Damaged("damaged in the archive")] * len(files)
+            if not self.remote or not any(isinstance(one, Damaged) for one in made):
+                return made
+            time.sleep(pause)
+        raise OSError("what the hub sends cannot be right")
+
+    def unpack(self, file, data, first):
+        """A file's bytes, or a BadClip, out of the JoinedFiles' bytes from `first` on."""
+        data = data[file.start - first : file.end - first]
+        if file.info is None:
+            return data
+        archive, info = copy.copy(self.zip), copy.copy(file.info)  # threads share nothing
+        archive.fp = io.BytesIO(data)
+        info.header_offset = 0
+        try:
+            return archive.read(info)
+        except RuntimeError:  # which includes NotImplementedError
+            return BadClip("encrypted or compressed in an unknown way")
+        except Exception:  # whatever damaged bytes bring about
+            return Damaged("damaged in the archive")
+
+
+def plain_name(path):
+    """How a uid and the path of a .pose file are compared."""
+    return unicodedata.normalize("NFC", path).strip().removesuffix(".pose").strip()
+
+
+def find_poses(dataset, tables):
+    """-> where the poses of the tables are."""
+    if all("pose" in table.column_names for table in tables.values()):
+        return PoseRows(tables)
+    if 2 * len(POINTS) != POSE_DIM:
+        raise SystemExit(f"error: POSE_DIM = {POSE_DIM}: .pose files give {2 * len(POINTS)}")
+    disk = fsspec.filesystem("file")
+    for place in (str(POSES), os.path.join(dataset, POSES)):
+        if disk.glob(place):
+            return PoseFiles(disk, place)
+    if os.path.isdir(dataset):
+        return PoseFiles(disk, place)  # which says that there are none
+    hub = huggingface_hub.HfFileSystem(token=access_token())
+    return PoseFiles(hub, f"hf://datasets/{dataset}/{POSES}")
+
+
+def hide_unseen(points):
+    """Points (T, K, 2) -> with NaN for those not seen: without a number, or exactly at (0, 0)."""
+    seen = np.isfinite(points).all(-1) & (points != 0).any(-1)
+    return np.where(seen[..., None], points, np.float32(np.nan))
 
 
 def read_keypoints(data):
@@ -743,40 +655,39 @@ def read_keypoints(data):
         column = {name: i for i, name in enumerate(names)}
         columns = np.array([column.get(point, -1) for point in POINTS])  # -1: it lacks this one
         keypoints = points[:, columns[:, None], [0, 1]].astype(np.float32)
-        unseen = ~(confidence[:, columns] > 0) | (columns < 0)
+        seen = (confidence[:, columns] > 0) & (columns >= 0)
     except Exception as error:  # whatever the library's parser meets in a file that is none
         raise BadClip("not a readable .pose file") from error
+    if (columns < 0).all():
+        raise BadClip("none of MediaPipe's points")
     # A file of version 0.1 has as many frames as fit into its length. Where it was cut, coordinates
     # are therefore read as confidences.
-    if not (confidence <= MAX_CONFIDENCE).all():
+    if pose.header.version < 0.15 and (confidence > MAX_CONFIDENCE).any():
         raise BadClip("cut short")
-    keypoints[unseen] = np.nan
-    shoulders = keypoints[:, SHOULDERS]
-    shoulders = shoulders[np.isfinite(shoulders).all((1, 2))]
-    if len(shoulders) == 0:
-        raise BadClip("no shoulders")
-    width = np.median(np.linalg.norm(shoulders[:, 0] - shoulders[:, 1], axis=-1))
+    if not 1 <= fps <= MAX_FPS:
+        raise BadClip("no frame rate")
+    keypoints = hide_unseen(np.where(seen[..., None], keypoints, np.nan))
+    left, right = keypoints[:, SHOULDERS].swapaxes(0, 1)
+    both = np.isfinite(left + right).all(-1)
+    width = np.median(np.linalg.norm(left - right, axis=-1)[both]) if both.any() else 0
     if width == 0:
         raise BadClip("no shoulders")
-    if not 1 <= fps <= 1000:
-        raise BadClip("no frame rate")
-    return (keypoints - np.median(shoulders.mean(1), 0)) / width, fps
+    return (keypoints - np.median((left + right)[both] / 2, 0)) / width, fps
 
 
 def row_keypoints(pose):
-    """A row's `pose` (T, D), NaN or an exact (0, 0) = not seen -> keypoints (T, K, 2)."""
+    """A row's `pose` (T, D), in which null is a frame that shows nothing -> keypoints (T, K, 2)."""
     try:
-        frames = np.asarray([np.asarray(frame) for frame in pose], np.float32)
-        numbers = frames.shape[1] if len(frames) else POSE_DIM
-        if numbers != POSE_DIM:
-            raise BadClip(f"{numbers} numbers a frame, POSE_DIM is {POSE_DIM}")
-        keypoints = frames.reshape(len(frames), -1, 2)
-    except (TypeError, ValueError, IndexError) as error:
+        nothing = [np.nan] * POSE_DIM
+        frames = np.asarray([nothing if frame is None else frame for frame in pose], np.float32)
+        frames = frames.reshape(len(frames), -1)
+    except (TypeError, ValueError) as error:
         raise BadClip("no table of frames") from error
-    return np.where((keypoints == 0).all(-1, keepdims=True), np.nan, keypoints)
+    if frames.shape[1] != POSE_DIM:
+        raise BadClip(f"{frames.shape[1]} numbers a frame, POSE_DIM is {POSE_DIM}")
+    return hide_unseen(frames.reshape(len(frames), -1, 2))
 
 
-# ---- preparing: a row becomes a clip of at most MAX_FRAMES frames, which the cache keeps
 def resample(keypoints, n):
     """(T, K, 2) -> (n, K, 2), linearly; a point is seen where the nearest frame has seen it."""
     at = np.linspace(0, len(keypoints) - 1, n)
@@ -788,167 +699,290 @@ def resample(keypoints, n):
     return np.where(np.isnan(between), nearest, between)
 
 
-def prepare_pose(row, pattern, token):
-    """A row -> its pose (T, K, 2) of at most MAX_FRAMES frames, and its seconds; or BadClip."""
-    if "pose" in row:
-        keypoints, fps = row_keypoints(row["pose"]), FPS
-    else:
-        keypoints, fps = read_keypoints(open_poses(pattern, token).read(row["uid"]))
-    distance = np.hypot(keypoints[..., 0], keypoints[..., 1])  # not finite: not seen
+def prepare_pose(raw):
+    """What was read of a clip -> its pose (T, K, 2), T <= MAX_FRAMES, and its seconds; or BadClip.
+
+    Frames before the first and behind the last one that shows a point are no part of it.
+    """
+    if isinstance(raw, BadClip):
+        raise raw
+    keypoints, fps = read_keypoints(raw) if isinstance(raw, bytes) else (row_keypoints(raw), FPS)
+    distance = np.hypot(keypoints[..., 0], keypoints[..., 1])
     near = distance <= MAX_DISTANCE
     if (np.isfinite(distance) & ~near).sum() > near.sum():
         raise BadClip(f"most points beyond {MAX_DISTANCE} shoulder widths")
     keypoints[~near] = np.nan
-    seconds = len(keypoints) / fps
-    frames = max(1, min(MAX_FRAMES, round(seconds * FPS)))
-    pose = resample(keypoints, frames) if len(keypoints) else keypoints
-    if np.isnan(pose).all():
+    shown = np.flatnonzero(near.any(1))
+    if len(shown) == 0:
         raise BadClip("nothing seen")
-    return pose, seconds
+    keypoints = keypoints[shown[0] : shown[-1] + 1]
+    seconds = len(keypoints) / fps
+    return resample(keypoints, max(1, min(MAX_FRAMES, round(seconds * FPS)))), seconds
 
 
-def prepare_clip(row, pattern, token):
-    """A row -> an example of CLIP; one that cannot be used has a problem, and no pose."""
-    clip = {"key": row["key"], "gloss": row["gloss"], "problem": "", "seconds": 0.0}
-    try:
-        pose, seconds = prepare_pose(row, pattern, token)
-        return {**clip, "seconds": seconds, "pose": pose.astype(np.float32).ravel()}
-    except BadClip as problem:
-        return {**clip, "problem": str(problem), "pose": np.empty(0, np.float32)}
-    except (OSError, huggingface_hub.errors.HTTPError) as error:
-        # after the hub library's own tries; and as an exception that a process can hand on
-        raise ConnectionError(reason_of(error)) from None
+# ---- the store of prepared clips
+PREPARATION = 2  # the version of the prepared clips: another one prepares all of them anew
 
 
-def cached_clips(folder):
-    """The prepared clips in the cache -> a Dataset of CLIP, and where in it each row's key is."""
-    files = [datasets.Dataset.from_file(str(path)) for path in sorted(folder.glob("*.arrow"))]
-    if not files:
-        return None, {}
-    clips = datasets.concatenate_datasets(files)
-    return clips, {key: i for i, key in enumerate(clips["key"][:])}
+class StoredClip(NamedTuple):
+    """A line of the store's index."""
+
+    key: str
+    first: int  # of its frames in the store
+    frames: int
+    seconds: float
+    crc: int  # of its frames
+    problem: str  # for which the clip is left out, or ""
 
 
-def prepare(rows, state, pattern, token):
-    """Rows -> prepared clips, a Dataset of CLIP in their order; the cache's are not read again.
+class ClipStore:
+    """Prepared clips on the disk: poses.f32 has their frames (T, D), clips.jsonl a line for each.
 
-    The cache keeps files of at most SHARD clips, in a folder for each state of the poses (of local
-    ones; the hub's are taken to stay as they are) and of the settings that shape a clip. A row is
-    known by its key, so that other subsets, other splits and added rows of an archive cost only
-    what is new. SystemExit where the poses cannot be read any more.
+    Both only grow. A line is written when its frames are on the disk, so that a run that is killed
+    loses what it was at, and other subsets, other splits and new rows cost what is new.
     """
-    what = cache_key(PREPARATION, POINTS, pattern, state, FPS, MAX_FRAMES, POSE_DIM)
-    folder = Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose", what)
-    folder.mkdir(parents=True, exist_ok=True)
-    clips, row_of = cached_clips(folder)
-    keys = rows["key"][:]
-    missing = [i for i, key in enumerate(keys) if key not in row_of]
-    if missing and "pose" not in rows.column_names:
-        open_poses(pattern, token)  # here, so that the processes inherit the archive's directory
-    for first in range(0, len(missing), SHARD):
-        numbers = missing[first : first + SHARD]
-        name = cache_key([keys[i] for i in numbers])
-        shard = rows.select(numbers)
-        try:
-            shard.with_format("numpy" if "pose" in rows.column_names else None).map(
-                prepare_clip,
-                fn_kwargs={"pattern": pattern, "token": token},
-                features=CLIP,
-                remove_columns=rows.column_names,
-                num_proc=min(PROCESSES, len(numbers)) if PROCESSES > 1 else None,
-                new_fingerprint=name,
-                cache_file_name=str(folder / f"{name}.arrow"),
-                writer_batch_size=100,
-                desc=f"preparing, {first} of {len(missing)} clips done",
-            )
-        except ConnectionError as error:
-            raise SystemExit(
-                f"error: the poses cannot be read any more; what was prepared stays: {error}"
-            ) from None
-        except multiprocess.TimeoutError:  # what the library makes of a Ctrl-C
-            raise KeyboardInterrupt from None
-    if missing:
-        clips, row_of = cached_clips(folder)
-    return clips.select([row_of[key] for key in keys])
+
+    def __init__(self, name):
+        what = digest((PREPARATION, POINTS, FPS, MAX_FRAMES, POSE_DIM, name))
+        self.folder = Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose", what)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.poses = self.folder / "poses.f32"
+        self.index = self.folder / "clips.jsonl"
+        self.poses.touch()
+        self.index.touch()
+        self.adding = threading.Lock()
+        self.read_index()
+
+    def read_index(self):
+        """-> its length in bytes, without a last line that is not whole."""
+        text = self.index.read_bytes()
+        whole = text.rfind(b"\n") + 1
+        clips = [StoredClip(**json.loads(line)) for line in text[:whole].splitlines()]
+        self.clips = {clip.key: clip for clip in clips}
+        self.end = max((clip.first + clip.frames for clip in clips), default=0)
+        return whole
+
+    @contextlib.contextmanager
+    def locked(self):
+        """Clips may be added. Another run that is to add some waits, and then knows of these."""
+        with open(self.folder / "lock", "w") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("  waiting for another run, which prepares these clips", flush=True)
+                fcntl.lockf(lock, fcntl.LOCK_EX)
+            os.truncate(self.index, self.read_index())
+            yield
+
+    def add(self, clips):
+        """[(key, pose (T, K, 2), seconds, problem)] -> the disk. Any thread may call it."""
+        with self.adding, open(self.poses, "r+b") as poses, open(self.index, "a") as index:
+            poses.seek(self.end * POSE_DIM * 4)  # bytes of a float32
+            lines = []
+            for key, pose, seconds, problem in clips:
+                frames = pose.astype(np.float32).tobytes()
+                poses.write(frames)
+                crc = zlib.crc32(frames)
+                clip = StoredClip(key, self.end, len(pose), seconds, crc, str(problem or ""))
+                self.clips[key] = clip
+                self.end += len(pose)
+                if not isinstance(problem, Damaged):  # the next run looks again
+                    lines.append(json.dumps(clip._asdict()) + "\n")
+            poses.flush()
+            os.fsync(poses.fileno())
+            index.writelines(lines)
+
+    def frames(self):
+        """All frames (N, D), which are read from the disk as they are asked for."""
+        return torch.from_file(str(self.poses), size=self.end * POSE_DIM).view(-1, POSE_DIM)
+
+
+def prepare(rows, source):
+    """-> a ClipStore that has the clips of all rows. What it lacks is read and added by threads."""
+    store = ClipStore(source.name)
+    try:
+        row_of = {source.key(row): row for row in rows}
+        if not row_of.keys() <= store.clips.keys():
+            with store.locked():
+                missing = [row for key, row in row_of.items() if key not in store.clips]
+                add_clips(store, source, missing)
+    except (OSError, ValueError, EOFError, huggingface_hub.errors.HTTPError) as error:
+        raise SystemExit(
+            f"error: the poses cannot be prepared; what was prepared stays: {reason_of(error)}"
+        ) from None
+    return store
+
+
+def add_clips(store, source, rows):
+    """Threads read a group of rows at a time, prepare its clips, and add them to the store."""
+
+    def work(group):
+        clips = []
+        for row, raw in zip(group, source.read(group), strict=True):
+            try:
+                clips.append((source.key(row), *prepare_pose(raw), None))
+            except BadClip as problem:
+                clips.append((source.key(row), np.empty(0), 0.0, problem))
+        store.add(clips)
+        bar.update(len(group))
+
+    groups = source.groups(rows)
+    bar = tqdm(total=len(rows), desc="preparing clips", disable=None)
+    pool = ThreadPoolExecutor(source.threads)
+    try:
+        for done in as_completed([pool.submit(work, group) for group in groups]):
+            done.result()
+    finally:  # after a Ctrl-C or an error what has not begun does not begin
+        pool.shutdown(wait=False, cancel_futures=True)
+        bar.close()
 
 
 def load_clips():
-    """The data set -> {"train": Dataset of usable CLIPs, "validation": ...}, and its name.
+    """The data set -> {"train": Clips, "validation": Clips}, and its name.
 
     Prints what there is and what was left out. SystemExit where too few clips can be used.
     """
-    dataset, pattern, token = locate_data()
-    rows, splits, state = load_rows(dataset, token)
-    if "pose" not in rows.column_names:
-        if len(POINTS) * 2 != POSE_DIM:
-            raise SystemExit(f"error: POSE_DIM = {POSE_DIM}: .pose files give {len(POINTS) * 2}")
-        is_remote = pattern.startswith("hf://")
-        state = None if is_remote else state_of(list_poses(pattern, token)[1])
-    chosen, left_out, origin = choose_rows(rows, splits)
-    numbers = [*chosen["train"], *chosen["validation"]]
-    prepared = prepare(rows.select(numbers), state, pattern, token)
-    clips = {}
-    for split, first in (("train", 0), ("validation", len(chosen["train"]))):
-        part = prepared.select(range(first, first + len(chosen[split])))
-        problems = part["problem"][:]
-        bad = collections.Counter(problem for problem in problems if problem)
-        left_out += bad
-        clips[split] = part.select([i for i, problem in enumerate(problems) if not problem])
-        if len(clips[split]) == 0 or bad.total() > MAX_BAD_SHARE * len(part):
-            raise SystemExit(
-                f"error: {bad.total()} of {len(part)} {split} clips cannot be used, more than "
-                f"MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: {counted(bad)}"
-            )
+    dataset = choose_dataset()
     name = "sample data" if dataset == "sample" else dataset
-    report_clips(name, clips, left_out, origin)
-    return clips, name
-
-
-def report_clips(name, clips, left_out, origin):
-    glosses = [gloss for part in clips.values() for gloss in part["gloss"][:]]
-    seconds = np.concatenate([part["seconds"][:] for part in clips.values()])
-    cut = sum(len(split_glosses(gloss)) > MAX_GLOSS_LEN for gloss in glosses)
-    long = int((np.round(seconds * FPS) > MAX_FRAMES).sum())
-    broken = sum("\n" in gloss for gloss in glosses)
     print(f"data               {name}")
-    print(f"  clips            {len(clips['train'])} train, {len(clips['validation'])} validation")
-    print(f"  split            {origin}")
+    tables, files = load_tables(dataset)
+    print(f"  files            {', '.join(files) or 'none'}")
+    tables, rows = list_rows(dataset, tables)
+    source = find_poses(dataset, tables)
+    chosen, left_out = choose_rows(rows, own_splits="validation" in tables)
+    store = prepare([*chosen["train"], *chosen["validation"]], source)
+    usable = {}
+    for split, some in chosen.items():
+        pairs = [(row, store.clips[source.key(row)]) for row in some]
+        usable[split] = [(row, clip) for row, clip in pairs if not clip.problem]
+        for row, clip in pairs:
+            if clip.problem:
+                left_out[clip.problem].append(row.uid)
+        bad = len(pairs) - len(usable[split])
+        if not usable[split] or bad > MAX_BAD_SHARE * len(pairs):
+            raise SystemExit(
+                f"error: {bad} of {len(pairs)} {split} clips cannot be used, more than "
+                f"MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: {counted(left_out)}"
+            )
+    keep_apart(usable, left_out)
+    report_clips(usable, left_out)
+    return {split: Clips(pairs, store) for split, pairs in usable.items()}, name
+
+
+def contents_of(pair):
+    """What (Row, StoredClip) has in common with another one that is the same clip."""
+    row, clip = pair
+    return clip.crc, tuple(split_glosses(row.gloss))
+
+
+def keep_apart(usable, left_out):
+    """Leave training clips out that are validation clips, too."""
+    held_out = {contents_of(pair) for pair in usable["validation"]}
+    shared = [pair for pair in usable["train"] if contents_of(pair) in held_out]
+    usable["train"] = [pair for pair in usable["train"] if contents_of(pair) not in held_out]
+    if not usable["train"]:
+        raise SystemExit("error: both splits read the same file: no training clip is left")
+    if shared:
+        left_out["in both splits"] = [row.uid for row, _ in shared]
+
+
+def report_clips(usable, left_out):
+    """What there is to know of {split: [(Row, StoredClip)]} and of {reason: [uid]} left out."""
+    train, validation = usable["train"], usable["validation"]
+    words = [len(split_words(row.gloss)) for row, _ in train + validation]
+    clips = [clip for _, clip in train + validation]
+    print(f"  clips            {len(train)} train, {len(validation)} validation")
     print(f"  left out         {counted(left_out)}")
+    cut = sum(n > MAX_GLOSS_LEN for n in words)
     print(f"  glosses cut      in {cut} sentences of more than {MAX_GLOSS_LEN}")
+    long = sum(round(clip.seconds * FPS) > MAX_FRAMES for clip in clips)
     print(f"  clips resampled  {long} of more than {MAX_FRAMES} frames")
-    if broken:
+    if single := sum(clip.frames == 1 for clip in clips):
+        print(f"  single frames    {single} clips have no more than one")
+    if twice := len(train) - len({contents_of(pair) for pair in train}):
+        print(f"  clips twice      {twice} training clips are the same as another, and stay")
+    if broken := sum("\n" in row.gloss for row, _ in train + validation):
         print(f"  line breaks      in {broken} texts: a quote left open in a CSV swallows its rows")
 
 
 # ---- batches
+class Clips:
+    """The N usable clips of a split."""
+
+    def __init__(self, pairs, store):
+        self.glosses = [row.gloss for row, _ in pairs]
+        self.crcs = [clip.crc for _, clip in pairs]
+        self.first = [clip.first for _, clip in pairs]  # of their frames in the store
+        self.n_frames = torch.tensor([clip.frames for _, clip in pairs])
+        self.seconds = torch.tensor([clip.seconds for _, clip in pairs])
+        self.frames = store.frames()
+
+    def __len__(self):
+        return len(self.glosses)
+
+    def pose(self, i):
+        """-> (T, D), NaN = not seen"""
+        return self.frames[self.first[i] : self.first[i] + int(self.n_frames[i])]
+
+    def with_tokens(self, tokenizer):
+        """The same clips, with the tokens of a tokenizer in their batches."""
+        text = tokenize(tokenizer, self.glosses, MAX_GLOSS_LEN)
+        clips = copy.copy(self)
+        clips.tokens = text["input_ids"]  # (N, S)
+        clips.token_mask = text["attention_mask"].bool()  # (N, S)
+        of_words = clips.tokens[text["special_tokens_mask"] == 0]
+        clips.unknown = np.mean(of_words.numpy() == tokenizer.unk_token_id)  # share of <unk>
+        return clips
+
+    def batch(self, numbers, device):
+        """The numbers of B clips -> a batch as long as the longest of their sentences and clips.
+
+        Frames behind a clip's end are NaN, as points that were not seen are.
+        """
+        token_mask, n_frames = self.token_mask[numbers], self.n_frames[numbers]
+        longest = token_mask.sum(1).max()
+        pose = torch.full((len(numbers), n_frames.max(), POSE_DIM), math.nan)
+        for row, i in zip(pose, numbers.tolist(), strict=True):
+            row[: self.n_frames[i]] = self.pose(i)
+        batch = {
+            "tokens": self.tokens[numbers, :longest],  # (B, S)
+            "token_mask": token_mask[:, :longest],  # (B, S)
+            "pose": pose,  # (B, T, D)
+            "n_frames": n_frames,  # (B,)
+            "seconds": self.seconds[numbers],  # (B,)
+        }
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
 def training_statistics(clips):
     """One pass over the training clips -> the statistics that a model keeps, and the vocabulary."""
     total, squares, count = np.zeros((3, POSE_DIM))
-    words, frames, seconds = collections.Counter(), 0, 0.0
-    for some in clips.with_format("numpy").iter(256):
-        pose = np.concatenate(list(some["pose"])).reshape(-1, POSE_DIM).astype(np.float64)
+    for i in range(len(clips)):
+        pose = clips.pose(i).double().numpy()
         total += np.nansum(pose, 0)
         squares += np.nansum(pose**2, 0)
         count += np.isfinite(pose).sum(0)
-        frames += len(pose)
-        seconds += some["seconds"].sum(dtype=np.float64)
-        for gloss in some["gloss"]:
-            words.update(split_glosses(gloss)[:MAX_GLOSS_LEN])
     mean = total / count.clip(1)  # of a point that no clip shows: 0, with a std of 1
     std = np.sqrt((squares / count.clip(1) - mean**2).clip(0))
-    std = np.where(std > 1e-4, std, 1)
+    seen = count / clips.n_frames.sum().item()
+    words = collections.Counter()
+    for gloss in clips.glosses:
+        words.update(split_glosses(gloss)[:MAX_GLOSS_LEN])
     kept = sorted(word for word, n in words.items() if n >= MIN_GLOSS_COUNT)
-    unseen = 100 * (1 - count.sum() / frames / POSE_DIM)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>")
-    print(f"  points unseen    {unseen:.1f} % in the training clips")
+    print(f"  points unseen    {100 * (1 - seen.mean()):.1f} % in the training clips")
     statistics = {
-        "mean": mean,
-        "std": std,
-        "seen": count / frames,
-        "seconds_per_gloss": seconds / words.total(),
+        "mean": torch.tensor(mean).float(),
+        "std": torch.tensor(np.where(std > 1e-4, std, 1)).float(),
+        "seen": torch.tensor(seen).float(),
+        "seconds_per_gloss": clips.seconds.sum() / words.total(),
     }
-    statistics = {name: torch.tensor(value).float() for name, value in statistics.items()}
     return statistics, ["<pad>", "<unk>", *kept]
+
+
+PAD = 0
+UNK = 1
+PIECES_PER_GLOSS = 4  # word pieces that a pretrained encoder reads of a gloss, on average, at most
 
 
 def gloss_tokenizer(vocabulary):
@@ -959,82 +993,51 @@ def gloss_tokenizer(vocabulary):
     return pack_tokenizer(words.to_str(), "<pad>", "<unk>")
 
 
-def pack_tokenizer(json, pad_token, unk_token):
+def pack_tokenizer(backend, pad_token, unk_token):
     """A tokenizer as a checkpoint keeps it -> the tokenizer."""
+    backend = tokenizers.Tokenizer.from_str(backend)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(json),
-        pad_token=pad_token,
-        unk_token=unk_token,
+        tokenizer_object=backend, pad_token=pad_token, unk_token=unk_token
     )
 
 
-def knows_glosses(tokenizer):
-    """Whether it numbers whole glosses, and is not a pretrained encoder's of word pieces."""
-    return isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.WordLevel)
+def words_for(tokenizer, sentence, max_gloss_len):
+    """A sentence -> the words that a tokenizer is given; what is beyond max_gloss_len is cut.
 
-
-def glosses_for(tokenizer, sentence, max_gloss_len):
-    """A sentence -> the glosses that a tokenizer is given; what is beyond max_gloss_len is cut."""
-    glosses = split_glosses(sentence)[:max_gloss_len]
-    if knows_glosses(tokenizer):
+    A vocabulary has glosses. A pretrained encoder gets words as they are written, or in lower case
+    where all are in upper case, as glosses are.
+    """
+    words, glosses = split_words(sentence)[:max_gloss_len], split_glosses(sentence)[:max_gloss_len]
+    if isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.WordLevel):
         return glosses
-    return [gloss.lower() for gloss in glosses]  # as pretrained encoders know their words
+    return [word.lower() for word in words] if words == glosses else words
 
 
 def tokenize(tokenizer, sentences, max_gloss_len):
-    """Gloss sentences -> the tokenizer's output: tokens, mask and where in the text they stand."""
+    """Sentences -> the tokenizer's output: tokens, masks, and where in the text they stand."""
     return tokenizer(
-        [" ".join(glosses_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences],
+        [" ".join(words_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences],
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
+        return_special_tokens_mask=True,
         return_tensors="pt",
     )
-
-
-def collate(clips, tokenizer):
-    """Clips -> a batch. Frames behind a clip's end are NaN, as points that were not seen are."""
-    poses = [torch.tensor(clip["pose"]).view(-1, POSE_DIM) for clip in clips]
-    text = tokenize(tokenizer, [clip["gloss"] for clip in clips], MAX_GLOSS_LEN)
-    return {
-        "tokens": text["input_ids"],  # (B, S)
-        "token_mask": text["attention_mask"].bool(),  # (B, S)
-        "pose": nn.utils.rnn.pad_sequence(poses, True, math.nan),  # (B, T, D)
-        "n_frames": torch.tensor([len(pose) for pose in poses]),  # (B,)
-        "seconds": torch.tensor([float(clip["seconds"]) for clip in clips]),  # (B,)
-    }
-
-
-def make_loaders(clips, tokenizer, workers=0, rank=0, world=1):
-    """{split: clips} -> {split: loader of this process's share of them}.
-
-    The order of training depends on SEED and the epoch alone.
-    """
-    options = {
-        "batch_size": BATCH_SIZE // world,
-        "num_workers": workers,
-        "persistent_workers": workers > 0,
-        "collate_fn": functools.partial(collate, tokenizer=tokenizer),
-        "pin_memory": torch.cuda.is_available(),
-        "generator": torch.Generator(),  # so that a loader draws nothing from the models' generator
-    }
-    train = clips["train"].with_format("numpy")
-    validation = clips["validation"].with_format("numpy")
-    validation = validation.select(range(rank, len(validation), world))  # none twice
-    sampler = DistributedSampler(train, world, rank, shuffle=True, seed=SEED)
-    return {
-        "train": DataLoader(train, sampler=sampler, **options),
-        "validation": DataLoader(validation, **options),
-    }
-
-
-def to_device(batch, device):
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
 # ---- models: model(tokens, token_mask, n_frames=None) -> Signing
 WAVES = 5  # frequencies, each twice the one before
 WAVE_DIM = 1 + 2 * WAVES
+
+
+class Signing(NamedTuple):
+    """What a model makes of B sentences of S tokens."""
+
+    pose: torch.Tensor  # (B, max_frames, D) in shoulder widths, 0 behind the end
+    seconds: torch.Tensor  # (B,)
+    confidence: torch.Tensor  # (B, max_frames, K), logits of the points' being seen
+    keys: torch.Tensor  # (B, S), by which the tokens are sorted into signing order
+    durations: torch.Tensor  # (B, S), seconds of each token, about 0 of one that is not signed
 
 
 def sinusoidal_features(x):
@@ -1044,10 +1047,10 @@ def sinusoidal_features(x):
 
 
 class TwoWayGRU(nn.Module):
-    """(B, L, inputs) and a mask (B, L) -> (B, L, outputs).
+    """(B, L, inputs) and a mask (B, L) -> (B, L, outputs). The way back begins at the last real.
 
-    The way back begins at the last real element. nn.GRU(bidirectional=True) does so on packed
-    sequences alone, which take 1.7 times as long at batch 64, and need the lengths on the host.
+    nn.GRU(bidirectional=True) does so on packed sequences alone, which take 1.7 times as long at
+    batch 64, and need the lengths on the host.
     """
 
     def __init__(self, inputs, outputs):
@@ -1060,21 +1063,119 @@ class TwoWayGRU(nn.Module):
             x = x.float()
             steps = torch.arange(x.shape[1], device=x.device)
             lengths = mask.sum(1, keepdim=True)
-            turned = torch.where(steps < lengths, lengths - 1 - steps, steps)
-            turned = turned[..., None]  # (B, L, 1)
+            turned = torch.where(steps < lengths, lengths - 1 - steps, steps)[..., None]
             there, _ = self.there(x)
             back, _ = self.back(x.gather(1, turned.expand_as(x)))
             return torch.cat([there, back.gather(1, turned.expand_as(back))], -1)
 
 
-class Signing(NamedTuple):
-    """What a model makes of B sentences of S tokens."""
+# Encoders: tokens, token_mask (B, S) -> words and states (B, S, width), each token by itself and
+# within its sentence. An unknown word says nothing by itself: what it is comes from the sentence.
+class GRUEncoder(nn.Module):
+    def __init__(self, vocabulary, embed_dim, width, dropout, **_):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
+        self.word = nn.Linear(embed_dim, width)
+        self.gru = TwoWayGRU(embed_dim, width)
+        self.dropout = nn.Dropout(dropout)
 
-    pose: torch.Tensor  # (B, max_frames, D) in shoulder widths, 0 behind the end
-    seconds: torch.Tensor  # (B,)
-    confidence: torch.Tensor  # (B, max_frames, K), logits of the points' being seen
-    keys: torch.Tensor  # (B, S), by which the tokens are sorted into signing order
-    durations: torch.Tensor  # (B, S), seconds of each token, about 0 of one that is not signed
+    def forward(self, tokens, token_mask):
+        embedded = self.dropout(self.embedding(tokens))
+        states = self.dropout(self.gru(embedded, token_mask))
+        return torch.where((tokens == UNK)[..., None], states, self.word(embedded)), states
+
+
+def pre_norm_layers(stack, layer, n, width, hidden_dim, dropout):
+    """Attention whose layers begin as the identity, so that they learn from the first steps on."""
+    heads = math.gcd(4, width)
+    layer = layer(width, heads, hidden_dim, dropout, batch_first=True, norm_first=True)
+    layers = stack(layer, n, nn.LayerNorm(width))
+    for name, weight in layers.named_parameters():
+        if "out_proj" in name or "linear2" in name:
+            nn.init.zeros_(weight)
+        elif weight.dim() > 1:
+            nn.init.xavier_uniform_(weight)
+    return layers
+
+
+class TransformerEncoder(nn.Module):
+    layers = 3
+    half_turn = 32  # glosses over which the slowest wave makes half a turn
+
+    def __init__(self, vocabulary, width, hidden_dim, dropout, **_):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width, PAD)
+        self.places = nn.Linear(WAVE_DIM, width)
+        self.dropout = nn.Dropout(dropout)
+        stack = functools.partial(nn.TransformerEncoder, enable_nested_tensor=False)
+        sizes = self.layers, width, hidden_dim, dropout
+        self.attention = pre_norm_layers(stack, nn.TransformerEncoderLayer, *sizes)
+
+    def forward(self, tokens, token_mask):
+        place = torch.arange(tokens.shape[1], device=tokens.device)
+        places = self.places(sinusoidal_features(place / self.half_turn))
+        words = self.embedding(tokens)
+        states = self.attention(self.dropout(words + places), src_key_padding_mask=~token_mask)
+        return torch.where((tokens == UNK)[..., None], states, self.dropout(words)), states
+
+
+class PretrainedEncoder(nn.Module):
+    """A BERT, which reads word pieces, and knows none of them without its sentence.
+
+    In training some are hidden from the others' attention, so that sentences are not learned by
+    heart. They still know themselves, and are signed.
+    """
+
+    hidden_share = 0.3
+
+    def __init__(self, bert_config, width, dropout, **_):
+        super().__init__()
+        config = transformers.AutoConfig.for_model(**bert_config)
+        self.pretrained = transformers.AutoModel.from_config(config)
+        self.pretrained.pooler = None  # nothing reads it
+        self.projection = nn.Linear(config.hidden_size, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens, token_mask):
+        attended = token_mask
+        if self.training:
+            hidden = torch.rand(tokens.shape, device=tokens.device) < self.hidden_share
+            attended = token_mask & ~hidden
+            attended[:, 0] = True  # attention to none is not defined
+        output = self.pretrained(input_ids=tokens, attention_mask=attended.long())
+        states = self.dropout(self.projection(output.last_hidden_state))
+        return states, states
+
+
+# Decoders: queries (B, T, width), frame_mask, states (B, S, width), token_mask -> (B, T, width)
+class GRUDecoder(nn.Module):
+    def __init__(self, width, **_):
+        super().__init__()
+        self.gru = TwoWayGRU(width, width)
+
+    def forward(self, queries, frame_mask, states, token_mask):
+        return queries + self.gru(queries, frame_mask)
+
+
+class TransformerDecoder(nn.Module):
+    layers = 2  # a third one costs a fifth of the speed, and helps fingerspelling most
+    neighbours = 11  # frames of a convolution: attention alone is a poor judge of what is near
+
+    def __init__(self, width, hidden_dim, dropout, **_):
+        super().__init__()
+        self.near = nn.Conv1d(width, width, self.neighbours, padding="same")
+        sizes = self.layers, width, hidden_dim, dropout
+        layer = nn.TransformerDecoderLayer
+        self.attention = pre_norm_layers(nn.TransformerDecoder, layer, *sizes)
+
+    def forward(self, queries, frame_mask, states, token_mask):
+        queries = queries * frame_mask[..., None]
+        return self.attention(
+            queries + self.near(queries.mT).mT.relu(),
+            states,
+            tgt_key_padding_mask=~frame_mask,
+            memory_key_padding_mask=~token_mask,
+        )
 
 
 class Plan(nn.Module):
@@ -1093,17 +1194,15 @@ class Plan(nn.Module):
     signed_from = 0.25  # mean glosses: from about this duration on a token counts as signed
     padding = 1e4  # a key behind all others
 
-    def __init__(self, states_dim):
+    def __init__(self, width):
         super().__init__()
-        self.counts = nn.Linear(2 * WAVE_DIM, states_dim)
-        self.move = nn.Sequential(
-            nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1)
-        )
+        self.counts = nn.Linear(2 * WAVE_DIM, width)
+        self.move = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         nn.init.zeros_(self.move[-1].weight)
         nn.init.zeros_(self.move[-1].bias)
 
     def forward(self, states, durations, token_mask):
-        """states (B, S, H), durations (B, S), token_mask (B, S) -> keys (B, S), order (B, S, S).
+        """states (B, S, H), durations, token_mask (B, S) -> keys (B, S), order (B, S, S).
 
         order: how much of sign i is read from token j.
         """
@@ -1121,39 +1220,33 @@ class Plan(nn.Module):
 
 
 class PoseModel(nn.Module):
-    """What the models share: encode the text, plan its signs, place them on the time line, decode.
+    """Encode the text, plan its signs, place them on the time line, decode all frames in one call.
 
     What is signed comes from the word alone, when and how long from the sentence around it: else a
     model learns by heart which take of a sign it has met in which sentence. An unknown word's sign
-    comes from the sentence, too, and so do all of BERT's, which knows no word without one. The
-    Transformer's frames attend to the sentence as well.
-
-    Running sums of the durations give each sign its stretch of the time line, and a frame reads the
-    signs through a soft window around these stretches. No frame depends on a generated one, so that
-    all are decoded in one call.
-
-    Subclasses have encode(tokens, token_mask) -> words, states (B, S, states_dim), each token by
-    itself and within its sentence; and decode(queries (B, T, query_dim), frame_mask, states,
-    token_mask) -> (B, T, query_dim).
+    comes from the sentence, too, and so do all of BERT's.
     """
 
-    betas = (0.9, 0.999)  # of AdamW: its memory of the gradients and of their squares
-
-    def __init__(self, states_dim, query_dim, pose_dim, max_frames, fps, dropout, word_dropout):
+    def __init__(self, name, pose_dim, max_frames, fps, word_dropout, **sizes):
         super().__init__()
+        self.title, encoder, decoder = MODELS[name]
         self.max_frames = max_frames
         self.fps = fps
         self.word_dropout = word_dropout
-        self.dropout = nn.Dropout(dropout)
-        self.plan = Plan(states_dim)
-        self.duration = nn.Sequential(
-            nn.Linear(states_dim, states_dim), nn.ReLU(), nn.Linear(states_dim, 1)
-        )
+        width = sizes["embed_dim" if name == "transformer" else "hidden_dim"]
+        self.encoder = encoder(width=width, **sizes)
+        self.decoder = decoder(width=width, **sizes)
+        self.dropout = nn.Dropout(sizes["dropout"])
+        self.plan = Plan(width)
+        self.duration = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         # of a window's borders, in mean glosses
         self.log_softness = nn.Parameter(torch.tensor(-2.0))
-        self.query = nn.Linear(states_dim + 3 * WAVE_DIM, query_dim)
-        self.output = nn.Linear(query_dim, pose_dim)
-        self.confidence = nn.Linear(query_dim, pose_dim // 2)
+        self.of_sign = nn.Linear(width, width, bias=False)  # what a frame asks of its sign
+        self.of_place = nn.Linear(3 * WAVE_DIM, width)  # and of where it is
+        for weight in (self.of_sign.weight, *self.of_place.parameters()):  # as of a layer for both
+            nn.init.uniform_(weight, -1, 1).data /= math.sqrt(width + 3 * WAVE_DIM)
+        self.output = nn.Linear(width, pose_dim)
+        self.confidence = nn.Linear(width, pose_dim // 2)
         self.register_buffer("mean", torch.zeros(pose_dim))  # see training_statistics
         self.register_buffer("std", torch.ones(pose_dim))
         self.register_buffer("seen", torch.ones(pose_dim))  # share of the frames
@@ -1165,55 +1258,45 @@ class PoseModel(nn.Module):
         n_frames (B,), None: by the predicted durations. longest: n_frames.max(), where the caller
         knows it, so that the host need not wait for the GPU.
         """
-        words, states = self.encode(tokens, token_mask)
-        durations = self.durations(states) * token_mask
+        words, states = self.encoder(self.drop_words(tokens, token_mask), token_mask)
+        begin_at_1 = math.log(math.e - 1)  # the softplus of it is 1
+        durations = nn.functional.softplus(self.duration(states).squeeze(-1).float() + begin_at_1)
+        durations = durations * token_mask  # (B, S), in mean glosses
         seconds = durations.sum(1) * self.seconds_per_gloss
         keys, order = self.plan(states, durations, token_mask)
-        signs = order.to(words.dtype) @ words
+        signs = self.of_sign(order.to(words.dtype) @ words)  # (B, S, H)
         sign_durations = (order * durations[:, None]).sum(-1) * token_mask
-        if n_frames is None:
-            n_frames = self.frames(seconds)
-        if longest is None:
-            longest = int(n_frames.max())
-        step = torch.arange(longest, device=tokens.device)
-        frame_mask = step < n_frames[:, None]  # (B, T)
-        time = step / self.max_frames
-        phase = (step / (n_frames[:, None] - 1).clamp(min=1)).clamp(max=1)  # 0 to 1, first to last
-        queries = self.place_signs(signs, token_mask, sign_durations, time, phase)
-        hidden = self.decode(self.drop_features(queries), frame_mask, states, token_mask)
+        n_frames = self.frames(seconds) if n_frames is None else n_frames
+        longest = int(n_frames.max()) if longest is None else longest
+        frame_mask = torch.arange(longest, device=tokens.device) < n_frames[:, None]  # (B, T)
+        window, places = self.time_line(sign_durations, token_mask, n_frames, longest)
+        queries = window.to(signs.dtype) @ signs + self.of_place(places)  # (B, T, H)
+        hidden = self.decoder(self.drop_features(queries), frame_mask, states, token_mask)
         hidden = self.drop_features(hidden)
-        pose = self.output(hidden).float() * self.std + self.mean
-        pose = pose * frame_mask[..., None]
+        pose = (self.output(hidden).float() * self.std + self.mean) * frame_mask[..., None]
+        usually_seen = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
         behind = (0, 0, 0, self.max_frames - longest)
         return Signing(
             pose=nn.functional.pad(pose, behind),
             seconds=seconds,
-            confidence=nn.functional.pad(self.seen_logits(hidden), behind),
+            confidence=nn.functional.pad(self.confidence(hidden).float() + usually_seen, behind),
             keys=keys,
             durations=durations * self.seconds_per_gloss,
         )
 
-    def durations(self, states):
-        """states (B, S, H) -> positive durations (B, S), in mean glosses; they begin at 1."""
-        inverse_of_1 = math.log(math.e - 1)  # softplus of it is 1
-        return nn.functional.softplus(self.duration(states).squeeze(-1).float() + inverse_of_1)
-
-    def seen_logits(self, hidden):
-        """hidden (B, T, H) -> (B, T, K); they begin at the share of frames that show a point."""
-        usual = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
-        return self.confidence(hidden).float() + usual
-
     def frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
 
-    def place_signs(self, signs, token_mask, durations, time, phase):
-        """The time line: time (T,), phase (B, T) -> what each frame asks the decoder, (B, T, H).
+    def time_line(self, durations, token_mask, n_frames, longest):
+        """Durations (B, S) of the signs -> window (B, T, S), places (B, T, 3 * WAVE_DIM).
 
         Sign s lasts from start[s] to end[s] = durations[0] + ... + durations[s], and a frame is at
         phase * end[-1]. Its window over the signs is the softmax over s of
             log sigmoid((at - start[s]) / softness) + log sigmoid((end[s] - at) / softness):
         near 1 for the sign within which it lies, and soft at the borders.
         """
+        step = torch.arange(longest, device=durations.device)
+        phase = (step / (n_frames[:, None] - 1).clamp(min=1)).clamp(max=1)  # 0 to 1, first to last
         end = durations.cumsum(1)  # (B, S)
         at = (phase * end[:, -1:])[..., None]  # (B, T, 1)
         since_start = at - (end - durations)[:, None]  # (B, T, S)
@@ -1221,21 +1304,15 @@ class PoseModel(nn.Module):
         softness = self.log_softness.exp()
         log_sigmoid = nn.functional.logsigmoid
         nearness = log_sigmoid(since_start / softness) + log_sigmoid(until_end / softness)
-        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)  # (B, T, S)
+        window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
         shortest = 0.01  # mean glosses, so that nothing is divided by 0
         within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
         position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its sign
-        time = sinusoidal_features(time).expand(*phase.shape, -1)
-        places = torch.cat([position, sinusoidal_features(phase), time], -1)
-        # self.query(cat([window @ signs, places])), but with the signs' part computed before they
-        # are read: they are fewer than the frames
-        of_signs, of_places = self.query.weight.split([signs.shape[-1], places.shape[-1]], 1)
-        asked = nn.functional.linear(signs, of_signs)
-        asked = window.to(asked.dtype) @ asked
-        return asked + nn.functional.linear(places, of_places, self.query.bias)
+        time = sinusoidal_features(step / self.max_frames).expand(*phase.shape, -1)
+        return window, torch.cat([position, sinusoidal_features(phase), time], -1)
 
     def drop_features(self, features):
-        """Dropout of features (B, T, H): the same ones in all frames of a clip.
+        """Dropout of the same features (B, T, H) in all frames of a clip.
 
         What each frame drops by itself would pass for motion in training, and be missing later.
         """
@@ -1243,130 +1320,17 @@ class PoseModel(nn.Module):
 
     def drop_words(self, tokens, token_mask):
         """In training some glosses are <unk>: the others are not learned by heart together."""
-        if not self.training:
+        if not self.training or not self.word_dropout:
             return tokens
         dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
         return tokens.masked_fill(dropped & token_mask, UNK)
 
-    def param_groups(self):
-        """[(learning rate, its parameters)]"""
-        return [(LR_GRU, list(self.parameters()))]
 
-
-class GRUModel(PoseModel):
-    """A bidirectional GRU over the glosses, and one over the frames, which adds to its input."""
-
-    title = "GRU"
-
-    def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
-        super().__init__(hidden_dim, hidden_dim, dropout=dropout, **sizes)
-        self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.word = nn.Linear(embed_dim, hidden_dim)
-        self.encoder = TwoWayGRU(embed_dim, hidden_dim)
-        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
-
-    def encode(self, tokens, token_mask):
-        tokens = self.drop_words(tokens, token_mask)
-        embedded = self.dropout(self.embedding(tokens))
-        states = self.dropout(self.encoder(embedded, token_mask))
-        return torch.where((tokens == UNK)[..., None], states, self.word(embedded)), states
-
-    def decode(self, queries, frame_mask, states, token_mask):
-        return queries + self.decoder(queries, frame_mask)
-
-
-class TransformerModel(PoseModel):
-    """A pre-norm Transformer: the frames' queries attend to each other and to all glosses.
-
-    Before that, a convolution tells each frame what its neighbours ask: attention alone is a poor
-    judge of which frames are near each other.
-    """
-
-    title = "Transformer"
-    betas = (0.9, 0.98)  # with a longer memory, single gradients upset the training for epochs
-    encoder_layers = 3
-    decoder_layers = 2  # a third one costs a fifth of the speed, and helps fingerspelling most
-    heads = 4  # where EMBED_DIM can be divided by it
-    half_turn = 32  # glosses over which the slowest wave makes half a turn
-    neighbours = 11  # frames of the convolution
-
-    def __init__(self, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
-        super().__init__(embed_dim, embed_dim, dropout=dropout, **sizes)
-        self.embedding = nn.Embedding(vocabulary, embed_dim, PAD)
-        self.places = nn.Linear(WAVE_DIM, embed_dim)
-        self.near = nn.Conv1d(embed_dim, embed_dim, self.neighbours, padding="same")
-        warnings.filterwarnings("ignore", "enable_nested_tensor")  # it does not go with norm_first
-        self.core = nn.Transformer(
-            embed_dim,
-            math.gcd(self.heads, embed_dim),
-            self.encoder_layers,
-            self.decoder_layers,
-            hidden_dim,
-            dropout,
-            batch_first=True,
-            norm_first=True,
-        )
-        # every layer begins as the identity, and so learns from the first steps on
-        for name, weight in self.core.named_parameters():
-            if "out_proj" in name or "linear2" in name:
-                nn.init.zeros_(weight)
-
-    def encode(self, tokens, token_mask):
-        place = torch.arange(tokens.shape[1], device=tokens.device)
-        places = self.places(sinusoidal_features(place / self.half_turn))
-        tokens = self.drop_words(tokens, token_mask)
-        words = self.embedding(tokens)
-        states = self.core.encoder(self.dropout(words + places), src_key_padding_mask=~token_mask)
-        return torch.where((tokens == UNK)[..., None], states, self.dropout(words)), states
-
-    def decode(self, queries, frame_mask, states, token_mask):
-        queries = queries * frame_mask[..., None]
-        return self.core.decoder(
-            queries + self.near(queries.mT).mT.relu(),
-            states,
-            tgt_key_padding_mask=~frame_mask,
-            memory_key_padding_mask=~token_mask,
-        )
-
-    def param_groups(self):
-        return [(LR_TRANSFORMER, list(self.parameters()))]
-
-
-class BertModel(GRUModel):
-    """A pretrained encoder, which reads word pieces in place of glosses, with the GRU decoder.
-
-    In training a share of the pieces is hidden from the others (from their attention), so that
-    sentences are not learned by heart. Each still knows itself, and is signed.
-    """
-
-    title = "BERT"
-    hidden_share = 0.3
-
-    def __init__(self, bert_config, vocabulary, embed_dim, hidden_dim, dropout, **sizes):
-        PoseModel.__init__(self, hidden_dim, hidden_dim, dropout=dropout, **sizes)
-        config = transformers.AutoConfig.for_model(**bert_config)
-        self.pretrained = transformers.AutoModel.from_config(config)
-        self.pretrained.pooler = None  # nothing reads it
-        self.encoder_projection = nn.Linear(config.hidden_size, hidden_dim)
-        self.decoder = TwoWayGRU(hidden_dim, hidden_dim)
-
-    def encode(self, tokens, token_mask):
-        attended = token_mask
-        if self.training:
-            hidden = torch.rand(tokens.shape, device=tokens.device) < self.hidden_share
-            attended = token_mask & ~hidden
-            attended[:, 0] = True  # attention to none is not defined
-        output = self.pretrained(input_ids=tokens, attention_mask=attended.long())
-        states = self.dropout(self.encoder_projection(output.last_hidden_state))
-        return states, states
-
-    def param_groups(self):
-        pretrained = set(self.pretrained.parameters())
-        fresh = [value for value in self.parameters() if value not in pretrained]
-        return [(LR_GRU, fresh), (LR_BERT, list(self.pretrained.parameters()))]
-
-
-MODELS = {"gru": GRUModel, "transformer": TransformerModel, "bert": BertModel}
+MODELS = {  # by their names in commands and files
+    "gru": ("GRU", GRUEncoder, GRUDecoder),
+    "transformer": ("Transformer", TransformerEncoder, TransformerDecoder),
+    "bert": ("BERT", PretrainedEncoder, GRUDecoder),
+}
 
 
 def load_pretrained():
@@ -1375,15 +1339,13 @@ def load_pretrained():
         pretrained, report = transformers.AutoModel.from_pretrained(
             str(BERT_NAME), dtype=torch.float32, output_loading_info=True
         )
-        missing = [key for key in report["missing_keys"] if "pooler" not in key]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} weights are missing in its file, such as {missing[0]}"
-            )
+        if missing := [key for key in report["missing_keys"] if "pooler" not in key]:
+            raise ValueError(f"{len(missing)} weights are missing in its file, as {missing[0]}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(BERT_NAME))
         pieces = pretrained.get_input_embeddings().num_embeddings
         if not len(tokenizer.all_special_ids) < len(tokenizer) <= pieces:
             raise ValueError("the tokenizer is missing or of another model")
+        tokenize(tokenizer, ["hello", "hello you"], MAX_GLOSS_LEN)  # some know no padding
         longest = torch.zeros(1, PIECES_PER_GLOSS * MAX_GLOSS_LEN, dtype=torch.long)
         _ = pretrained(input_ids=longest).last_hidden_state  # some have too few positions, or none
     except Exception as error:  # of the library, which has many kinds
@@ -1391,30 +1353,15 @@ def load_pretrained():
             f"error: BERT_NAME {str(BERT_NAME)!r} is no hub id that can be reached, and no folder "
             f"with an encoder and its tokenizer ({reason_of(error)})"
         ) from None
+    pretrained.pooler = None  # nothing reads it
     return pretrained, tokenizer
 
 
-def check_memory(name, device):
-    """SystemExit where the weights of a model of these sizes do not fit into the memory, by far."""
-    of_settings = "gru" if name == "bert" else name  # BERT's encoder is of a given size
-    with torch.device("meta"):
-        model = MODELS[of_settings](vocabulary=2, **model_sizes())
-    copies = 5  # weights, gradients, two of AdamW's, the average
-    needed = copies * sum(value.numel() * value.element_size() for value in model.parameters())
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > free:
-        raise SystemExit(
-            f"error: the {MODELS[name].title} needs {needed / 2**30:.1f} GiB for its weights, and "
-            f"there are {free / 2**30:.1f}: lower HIDDEN_DIM or EMBED_DIM"
-        )
-
-
-def model_sizes():
-    """The arguments of all models that come from the settings."""
-    return {
+def new_model(name, statistics, vocabulary):
+    """-> a fresh model (BERT's encoder from BERT_NAME), its tokenizer, and what rebuilds both."""
+    args = {
+        "name": name,
+        "vocabulary": len(vocabulary),
         "embed_dim": EMBED_DIM,
         "hidden_dim": HIDDEN_DIM,
         "dropout": DROPOUT,
@@ -1423,36 +1370,23 @@ def model_sizes():
         "max_frames": MAX_FRAMES,
         "fps": FPS,
     }
-
-
-def new_model(name, statistics, vocabulary):
-    """-> a fresh model (BERT's encoder from BERT_NAME), its tokenizer, and what rebuilds both."""
-    args = {"vocabulary": len(vocabulary), **model_sizes()}
     if name == "bert":
         pretrained, tokenizer = load_pretrained()
         args["bert_config"] = pretrained.config.to_dict()
-        for key in ("_name_or_path", "transformers_version"):  # may change where no weight does
-            args["bert_config"].pop(key, None)
-        model = MODELS[name](**args)
-        lacking, _ = model.pretrained.load_state_dict(pretrained.state_dict(), strict=False)
-        if lacking:
-            raise SystemExit(f"error: BERT_NAME {str(BERT_NAME)!r} has no weights for {lacking[0]}")
+        args["word_dropout"] = 0.0  # it hides word pieces instead
+        model = PoseModel(**args)
+        model.encoder.pretrained = pretrained
     else:
         tokenizer = gloss_tokenizer(vocabulary)
-        model = MODELS[name](**args)
-    for key, value in statistics.items():
-        getattr(model, key).copy_(value)
-    built = {
-        "model": name,
-        "model_args": args,
-        "tokenizer": {
-            "json": tokenizer.backend_tokenizer.to_str(),
-            "pad_token": tokenizer.pad_token,
-            "unk_token": tokenizer.unk_token,
-        },
-        "max_gloss_len": MAX_GLOSS_LEN,
+        model = PoseModel(**args)
+    model.load_state_dict(statistics, strict=False)
+    packed = {
+        "backend": tokenizer.backend_tokenizer.to_str(),
+        "pad_token": tokenizer.pad_token,
+        "unk_token": tokenizer.unk_token,
     }
-    return model, pack_tokenizer(**built["tokenizer"]), built
+    built = {"model_args": args, "tokenizer": packed, "max_gloss_len": MAX_GLOSS_LEN}
+    return model, pack_tokenizer(**packed), built
 
 
 # ---- losses and metrics
@@ -1500,15 +1434,21 @@ def speed_loss(pose, target):
 
 
 def duration_loss(seconds, target):
-    """Mean squared error of the log duration; seconds, target (B,), NaN = no clip."""
+    """Mean squared error of the log duration; seconds, target (B,)."""
     shortest = 0.001  # seconds, so that its logarithm is finite
-    error = seconds.clamp(min=shortest).log() - target.nan_to_num(1.0).log()
-    return masked_mean(error.square(), target.isfinite())
+    error = seconds.clamp(min=shortest).log() - target.log()
+    return masked_mean(error.square(), torch.ones_like(error, dtype=torch.bool))
 
 
 def points_seen(pose):
     """(B, T, D), NaN = not seen -> (B, T, K), True = seen."""
     return pose.unflatten(-1, (-1, 2)).isfinite().all(-1)
+
+
+def real_frames(batch):
+    """(B, T), True = a frame of a clip, of which any point may be unseen, and no padding."""
+    step = torch.arange(batch["pose"].shape[1], device=batch["pose"].device)
+    return step < batch["n_frames"][:, None]
 
 
 def confidence_loss(confidence, target, real):
@@ -1521,12 +1461,6 @@ def confidence_loss(confidence, target, real):
         confidence[:, : target.shape[1]], seen, reduction="none"
     )
     return masked_mean(error, real[..., None].expand_as(error))
-
-
-def real_frames(batch):
-    """(B, T), True = a frame of a clip, of which any point may be unseen, and no padding."""
-    step = torch.arange(batch["pose"].shape[1], device=batch["pose"].device)
-    return (step < batch["n_frames"][:, None]) & batch["seconds"].isfinite()[:, None]
 
 
 def training_loss(model, batch):
@@ -1544,7 +1478,7 @@ def training_loss(model, batch):
 
 
 @torch.no_grad()
-def evaluate(model, loader, device):
+def evaluate(model, clips, device, rank=0, world=1):
     """-> metrics over real frames and seen points, at the clips' real lengths.
 
     val_mse, val_mae and mean_pose_mse (of the training split's mean pose) in (squared) shoulder
@@ -1553,12 +1487,14 @@ def evaluate(model, loader, device):
     Sums over all clips and processes, divided once.
     """
     model.eval()
-    points = [point for point in HANDS_AND_WRISTS if point < len(model.mean) // 2]
+    points = [*range(2 * len(HAND)), *WRISTS]
+    points = [point for point in points if point < len(model.mean) // 2]  # POSE_DIM may be smaller
     names = ["squares", "absolute", "mean_squares", "numbers", "path", "real_path"]
     names += ["late", "clips", "mistaken", "points"]
     sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
-    for batch in loader:
-        batch = to_device(batch, device)
+    batches = torch.arange(len(clips))[rank::world].split(BATCH_SIZE)
+    for numbers in filter(len, batches):  # of few clips a process may have none
+        batch = clips.batch(numbers, device)
         target = batch["pose"]
         longest = target.shape[1]
         made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
@@ -1589,7 +1525,54 @@ def evaluate(model, loader, device):
     }
 
 
+def beats_mean_pose(metrics):
+    """Whether a model is clearly better than to answer with the mean pose always."""
+    return metrics["val_mse"] < 0.95 * metrics["mean_pose_mse"]
+
+
 # ---- training
+class Run:
+    """A model in training, by one of `world` processes that torchrun started."""
+
+    def __init__(self, name, clips, statistics, vocabulary, device, rank=0, world=1):
+        """Before its first epoch: with the weights that SEED draws, or BERT's."""
+        torch.manual_seed(SEED)
+        self.name = name
+        self.device = device
+        self.rank = rank
+        self.world = world
+        self.log = []  # a line for each finished epoch
+        self.model, tokenizer, self.built = new_model(name, statistics, vocabulary)
+        self.model.to(device)
+        # the moving average of the weights, which is evaluated and saved; .to lays out its GRUs
+        self.average = copy.deepcopy(self.model).requires_grad_(False).to(device)
+        self.optimizer = new_optimizer(name, self.model)
+        self.clips = {split: part.with_tokens(tokenizer) for split, part in clips.items()}
+        self.check_words()
+
+    def check_words(self):
+        """Say how much of the training text is unknown; SystemExit where it is all of it."""
+        share = self.clips["train"].unknown
+        setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
+        if self.name == "bert":
+            setting = f"BERT_NAME = {str(BERT_NAME)!r}"
+            print(f"  word pieces      {100 * share:.1f} % in training are unknown to BERT_NAME")
+        if share == 1:
+            raise SystemExit(f"error: no word of the training clips is known, by {setting}")
+        if share > 0.5:
+            print(f"warning: {share:.0%} of the words in training are unknown, by {setting}")
+
+    def order(self):
+        """The numbers of each batch of the next epoch, by SEED and the epoch alone.
+
+        All processes have as many: of what cannot be shared a few clips rest, each time others.
+        """
+        generator = torch.Generator().manual_seed(SEED + 1_000_003 * (len(self.log) + 1))
+        order = torch.randperm(len(self.clips["train"]), generator=generator)
+        order = order[: len(order) // self.world * self.world]
+        return order[self.rank :: self.world].split(BATCH_SIZE // self.world)
+
+
 def pick_device():
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -1604,90 +1587,39 @@ def mixed_precision(device):
     return torch.autocast(device.type, torch.bfloat16, enabled=MIXED_PRECISION and usable)
 
 
-def new_optimizer(model):
-    groups = [{"lr": rate, "params": values} for rate, values in model.param_groups()]
-    return torch.optim.AdamW(groups, betas=model.betas, fused=True)
+def new_optimizer(name, model):
+    """AdamW, in which a pretrained encoder has a rate of its own."""
+    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
+    fresh = [value for value in model.parameters() if value not in set(pretrained)]
+    groups = [{"params": fresh, "lr": LR_TRANSFORMER if name == "transformer" else LR_GRU}]
+    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
+    # with a longer memory single gradients upset the Transformer's training for epochs
+    return torch.optim.AdamW(
+        groups, betas=(0.9, 0.98 if name == "transformer" else 0.999), fused=True
+    )
 
 
-def new_schedule(optimizer, steps, done=0):
+def new_schedule(optimizer, steps, done):
     """The rates rise for a share WARMUP of the steps, then fall to 0; `done` steps are over."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
-    return transformers.get_cosine_schedule_with_warmup(
-        optimizer, round(WARMUP * steps), steps, last_epoch=done - 1
-    )
-
-
-def new_average(model, device):
-    """The moving average of the weights, a model of its own: it is evaluated and saved."""
-    average = copy.deepcopy(model).requires_grad_(False)
-    return average.to(device)  # which lays the copied GRUs out for cuDNN
-
-
-def follow(average, model, steps):
-    """One step of the average towards the weights, after `steps` others.
-
-    torch's AveragedModel does the same, but makes the host wait for the GPU in every step.
-    """
-    memory = min(AVERAGE, (1 + steps) / (6 + steps))  # it grows with the steps
-    get_ema_multi_avg_fn(memory)([*average.parameters()], [*model.parameters()], steps)
-
-
-@dataclasses.dataclass
-class Run:
-    """A model in training, and what its training consists of."""
-
-    name: str  # of the model, in MODELS
-    model: nn.Module
-    average: nn.Module  # of the model's weights
-    optimizer: torch.optim.Optimizer
-    loaders: dict  # by split
-    device: torch.device
-    built: dict  # what rebuilds the model and its tokenizer
-    log: list  # a line for each finished epoch
-
-
-def new_run(name, clips, statistics, vocabulary, device, workers=0, rank=0, world=1):
-    """-> a Run before its first epoch: with the weights that SEED draws, or BERT's."""
-    torch.manual_seed(SEED)
-    model, tokenizer, built = new_model(name, statistics, vocabulary)
-    model.to(device)
-    return Run(
-        name=name,
-        model=model,
-        average=new_average(model, device),
-        optimizer=new_optimizer(model),
-        loaders=make_loaders(clips, tokenizer, workers, rank, world),
-        device=device,
-        built=built,
-        log=[],
-    )
+    warmup = round(WARMUP * steps)
+    return transformers.get_cosine_schedule_with_warmup(optimizer, warmup, steps, 0.5, done - 1)
 
 
 def train_one_epoch(run, model, schedule, label):
-    """One pass over the training clips -> their MSE on the way. SystemExit where it is not finite.
+    """One pass over the training clips -> their MSE on the way.
 
     What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
     if it had not been stopped.
     """
     model.train()
-    loader = run.loaders["train"]
-    sampler = loader.sampler
-    epoch = len(run.log) + 1
-    sampler.set_epoch(epoch)
-    torch.manual_seed(SEED + 1_000_003 * epoch + sampler.rank)
-    # so that all processes have as many clips, the sampler gives one of the first clips again to
-    # the last of them, which leave it out of all sums
-    repeats = sampler.total_size - len(loader.dataset)
-    has_repeat = sampler.rank >= sampler.num_replicas - repeats
+    order, done = run.order(), len(run.log)
+    torch.manual_seed(SEED + 1_000_003 * (done + 1) + run.rank)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
-    first_bad = torch.tensor(0, device=run.device)
-    bar = tqdm(loader, label, leave=False, file=sys.stdout, disable=None)
-    for step, batch in enumerate(bar, 1):
-        if step == len(loader) and has_repeat:
-            batch["pose"][-1] = math.nan
-            batch["seconds"][-1] = math.nan
-        batch = to_device(batch, run.device)
+    bar = tqdm(order, label, leave=False, file=sys.stdout, disable=None)
+    for step, numbers in enumerate(bar, done * len(order)):
+        batch = run.clips["train"].batch(numbers, run.device)
         with mixed_precision(run.device):
             loss, mse = training_loss(model, batch)
         run.optimizer.zero_grad(set_to_none=True)
@@ -1695,15 +1627,11 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        follow(run.average, run.model, (epoch - 1) * len(loader) + step - 1)
+        # as torch's AveragedModel, which makes the host wait for the GPU in every step
+        memory = min(AVERAGE, (1 + step) / (6 + step))  # it grows with the steps
+        get_ema_multi_avg_fn(memory)([*run.average.parameters()], [*run.model.parameters()], step)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
-        first_bad = torch.where((first_bad == 0) & ~loss.isfinite(), step, first_bad)
-        if (step % 20 == 0 or step == len(loader)) and first_bad:  # seldom: the host waits here
-            raise SystemExit(
-                f"error: the loss of {label}, batch {first_bad.item()} is not finite: lower the "
-                "learning rate"
-            )
     squares, count = mean_over_processes(sums).tolist()
     return squares / max(count, 1)
 
@@ -1712,104 +1640,71 @@ HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
 
 
 def run_epoch(run, model, schedule):
-    """One epoch and its validation, reported by a line -> the line of the log.
+    """One epoch and its validation, reported by a line, which goes into the log.
 
-    model: the run's, or it within DistributedDataParallel.
+    model: the run's, or it within DistributedDataParallel. SystemExit where its loss is no number.
     """
-    began = time.time()
-    epoch = len(run.log) + 1
-    label = f"{run.average.title} epoch {epoch}/{EPOCHS}"
-    train_mse = train_one_epoch(run, model, schedule, label)
-    rate = schedule.get_last_lr()[0]
-    metrics = evaluate(run.average, run.loaders["validation"], run.device)
-    line = {"epoch": epoch, "train_mse": train_mse, "learning_rate": rate, **metrics}
+    began, epoch = time.time(), len(run.log) + 1
+    label = f"{run.model.title} epoch {epoch}/{EPOCHS}"
+    line = {"epoch": epoch, "train_mse": train_one_epoch(run, model, schedule, label)}
+    line["learning_rate"] = schedule.get_last_lr()[0]
+    line |= evaluate(run.average, run.clips["validation"], run.device, run.rank, run.world)
     line["seconds"] = time.time() - began
+    if not math.isfinite(line["train_mse"] + line["val_mse"]):
+        raise SystemExit(f"error: the loss of {label} is not finite: lower the learning rate")
     print(
-        f"{label:<23}{train_mse:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
+        f"{label:<23}{line['train_mse']:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
         f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
         flush=True,
     )
-    return line
+    run.log.append(line)
 
 
 def best_of(log):
     """The log's line of the lowest validation MSE."""
-    return min(log, key=lambda line: line["val_mse"], default={"epoch": 0, "val_mse": math.inf})
+    return min(log, key=lambda line: line["val_mse"], default={"epoch": 0})
 
 
 def train_epochs(run, keep):
     """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
-    steps = len(run.loaders["train"])
+    steps = len(run.order())
     schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
     model = run.model
     if dist.is_initialized():
-        model = DistributedDataParallel(model, forward_sync_buffers=False)
+        model = DistributedDataParallel(model)
     print(HEADER)
     while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
-        run.log.append(run_epoch(run, model, schedule))
+        run_epoch(run, model, schedule)
         keep(run)
 
 
-def after_fork():
-    """In a forked process: end with the script, even where that is killed (Linux), hold no lock of
-    the others, and print no traceback for a connection that the script, being stopped, closed."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    # Python sees a signal that comes right before a wait for a lock only after it, so that a pool
-    # would wait for this process for ever: wake up every second
-    signal.signal(signal.SIGALRM, lambda *_: None)
-    signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    # all processes share the lock of the progress bars: one that is killed while it holds the lock
-    # would let the others wait for ever
-    tqdm.set_lock(threading.RLock())
-    print_error = sys.excepthook
-
-    def print_other_errors(kind, error, trace):
-        if not isinstance(error, ConnectionError | EOFError):
-            print_error(kind, error, trace)
-
-    sys.excepthook = print_other_errors
-
-
 def run_script(main):
-    """main() with one line in place of a traceback for what a user can cause.
+    """main(), with one line in place of a traceback for what a user meets in ordinary use.
 
-    Ctrl-C and SIGTERM may reach the processes that the script forked, too. They leave the script
-    the time to end them: a pool of processes hangs where one of them ends by itself.
+    The process ends at once: of its threads one may sleep in the hub's library, and not wake up.
     """
-    script = os.getpid()
-
-    def stop(number, frame):
-        if os.getpid() == script:
-            signal.signal(signal.SIGCHLD, lambda *_: None)  # else torch reports the processes' ends
-            raise KeyboardInterrupt
-        if number == signal.SIGTERM:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(1)  # which ends this process in a second
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    # tqdm makes its lock when it is first asked for one. Made here, it is also that of the bars of
-    # datasets, which else make their own, so that after_fork replaces it for both
-    tqdm.get_lock()
-    os.register_at_fork(after_in_child=after_fork)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a Ctrl-C
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
+    status, line = 1, None
     try:
         main()
+        status = 0
     except KeyboardInterrupt:
-        print("\nstopped; what was prepared and saved stays", file=sys.stderr)
-        sys.exit(130)
+        status, line = 130, "\nstopped; what was prepared and saved stays"
     except torch.OutOfMemoryError:
         peak = torch.cuda.max_memory_allocated() // 2**20
-        sys.exit(f"error: GPU full at {peak} MB; lower BATCH_SIZE = {BATCH_SIZE}")
+        line = f"error: GPU full at {peak} MB; lower BATCH_SIZE = {BATCH_SIZE}"
     except (OSError, UnicodeError) as error:  # the disk is full, a terminal lacks a letter, ...
-        sys.exit(f"error: {reason_of(error)}")
-    finally:  # no second signal is to print a traceback while Python ends
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        line = f"error: {reason_of(error)}"
+    except SystemExit as end:
+        status, line = (1, end.code) if isinstance(end.code, str) else (end.code or 0, None)
+    with contextlib.suppress(OSError):  # where nobody reads it any more
+        sys.stdout.flush()
+        if line:
+            print(line, file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 # ==== SHARED BLOCK: end
@@ -1817,33 +1712,14 @@ def run_script(main):
 
 # ---- checkpoints
 # A resumed run may have other values of these, and says so; the others shape the data or the model
-CHANGEABLE = [
-    "EPOCHS",
-    "PATIENCE",
-    "BATCH_SIZE",
-    "SEED",
-    "LR_GRU",
-    "LR_TRANSFORMER",
-    "LR_BERT",
-    "WARMUP",
-    "GRAD_CLIP",
-    "DURATION_WEIGHT",
-    "SPEED_WEIGHT",
-    "CONFIDENCE_WEIGHT",
-    "AVERAGE",
-    "MIXED_PRECISION",
-]
-FIXED = [
-    "FPS",
-    "MAX_FRAMES",
-    "POSE_DIM",
-    "MAX_GLOSS_LEN",
-    "MIN_GLOSS_COUNT",
-    "EMBED_DIM",
-    "HIDDEN_DIM",
-    "DROPOUT",
-    "WORD_DROPOUT",
-]
+CHANGEABLE = """EPOCHS PATIENCE BATCH_SIZE SEED LR_GRU LR_TRANSFORMER LR_BERT WARMUP GRAD_CLIP
+    DURATION_WEIGHT SPEED_WEIGHT CONFIDENCE_WEIGHT AVERAGE MIXED_PRECISION"""
+FIXED = """FPS MAX_FRAMES POSE_DIM MAX_GLOSS_LEN MIN_GLOSS_COUNT EMBED_DIM HIDDEN_DIM DROPOUT
+    WORD_DROPOUT"""
+
+
+def settings():
+    return {name: globals()[name] for name in f"{FIXED} {CHANGEABLE}".split()}
 
 
 def save_epoch(run, data, digest):
@@ -1854,132 +1730,85 @@ def save_epoch(run, data, digest):
     """
     line = run.log[-1]
     if best_of(run.log) is line:
-        weights = run.average.state_dict()
-        today = datetime.date.today().isoformat()
-        best = {**run.built, "data": data, "date": today, "metrics": line, "weights": weights}
-        save(f"best_{run.name}.pt", best)
+        best = {**run.built, "data": data, "date": f"{datetime.date.today()}", "metrics": line}
+        save(f"best_{run.name}.pt", {**best, "weights": run.average.state_dict()})
     rows = [line.keys(), *(epoch.values() for epoch in run.log)]
-    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
-    save(f"log_{run.name}.csv", text.encode())
+    save(f"{run.name}.log", "".join(",".join(map(str, row)) + "\n" for row in rows).encode())
     last = {
         "built": run.built,
-        "settings": {name: globals()[name] for name in [*FIXED, *CHANGEABLE]},
+        "settings": settings(),
         "digest": digest,
         "log": run.log,
         "weights": run.model.state_dict(),
         "average": run.average.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
+        "optimizer": run.optimizer.state_dict()["state"],
     }
     save(f"last_{run.name}.pt", last)
 
 
-def stopped_line(name, kept):
-    """What is said of a run of which so many epochs are kept."""
-    if not kept:
-        return "stopped before this run's first epoch was over: there is nothing to resume"
-    return (
-        f"stopped; epochs 1 to {kept} are kept, and this goes on with them:\n"
-        f"python train_final_model.py --model {name} --resume"
-    )
-
-
-def read_checkpoint(path, use):
-    """What `use` makes of a checkpoint's contents; SystemExit for a file that is none."""
-    if not os.path.exists(path):
-        raise SystemExit(f"error: {path} does not exist: train first, with --model alone")
+@contextlib.contextmanager
+def serving(path):
+    """SystemExit for whatever a damaged or a foreign checkpoint brings about within."""
     try:
-        return use(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # whatever a damaged or a foreign file brings about
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {reason_of(error)[:80]}"
         raise SystemExit(
-            f"error: {path} is damaged or no checkpoint of this script "
-            f"({type(error).__name__}: {reason_of(error)[:80]})"
+            f"error: {path} is damaged or no checkpoint of this script ({reason})"
         ) from None
 
 
-def rebuild(contents):
-    """A best_<model>.pt's contents -> model, tokenizer, the most glosses of a sentence."""
-    args = contents["model_args"]
-    if not (1 <= args["fps"] <= 1000 and 1 <= args["max_frames"] <= 10_000):
-        raise ValueError("no frame rate or number of frames")
-    if not 1 <= contents["max_gloss_len"] <= 10_000:
-        raise ValueError("no number of glosses")
-    if not all(value.isfinite().all() for value in contents["weights"].values()):
-        raise ValueError("weights that are not finite")
-    tokenizer = pack_tokenizer(**contents["tokenizer"])
-    if contents["model"] != "bert" and len(tokenizer) != args["vocabulary"]:
-        raise ValueError("another vocabulary")
-    model = MODELS[contents["model"]](**args)
-    model.load_state_dict(contents["weights"])
-    return model.eval(), tokenizer, contents["max_gloss_len"]
+def read_checkpoint(path):
+    if not os.path.exists(path):
+        raise SystemExit(f"error: {path} does not exist: train first, with --model alone")
+    with serving(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_checkpoint(path):
-    """A best_<model>.pt, without data and hub -> what `rebuild` makes of it; SystemExit."""
-    return read_checkpoint(path, rebuild)
+def load_model(path):
+    """A best_<model>.pt, without data and hub -> model, its tokenizer, most glosses, and facts."""
+    contents = read_checkpoint(path)
+    with serving(path):
+        args, metrics = contents["model_args"], contents["metrics"]
+        model = PoseModel(**args)
+        model.load_state_dict(contents["weights"])
+        facts = {"data": contents["data"], "model": args["name"], "best_epoch": metrics["epoch"]}
+        hidden = ("epoch", "learning_rate", "seconds")
+        facts |= {name: f"{x:.5f}" for name, x in metrics.items() if name not in hidden}
+        facts["date"] = contents["date"]
+        tokenizer = pack_tokenizer(**contents["tokenizer"])
+        return model.eval(), tokenizer, contents["max_gloss_len"], facts
 
 
 def data_digest(clips):
-    """Changes with any gloss or pose of either split, and with their order."""
-    digest = hashlib.sha256()
-    for split, part in clips.items():
-        digest.update(split.encode())
-        for clip in part.with_format("numpy"):
-            digest.update(str(clip["gloss"]).encode("utf8", "surrogatepass"))
-            digest.update(np.float32(clip["seconds"]).tobytes() + clip["pose"].tobytes())
-    return digest.hexdigest()
+    """Changes with any gloss, duration or pose of either split, and with their order."""
+    parts = [(split, x.glosses, x.seconds.tolist(), x.crcs) for split, x in clips.items()]
+    return digest(parts)
 
 
-def check_last(last):
-    """The contents of a last_<model>.pt, where a run can go on with them; else an exception."""
-    log = last["log"]
-    if not log or not all(
-        line["epoch"] == i and line["val_mse"] >= 0 for i, line in enumerate(log, 1)
-    ):
-        raise ValueError("no log of a run")
-    for value in [*last["weights"].values(), *last["average"].values()]:
-        if not value.isfinite().all():
-            raise ValueError("weights that are not finite")
-    if not last["optimizer"]["state"]:
-        raise ValueError("no state of the optimizer")
-    for state in last["optimizer"]["state"].values():
-        if state["exp_avg"].shape != state["exp_avg_sq"].shape:
-            raise ValueError("an optimizer's state of two shapes")
-    lacking = {"built", "settings", "digest"} - last.keys()
-    if lacking:
-        raise ValueError(f"no {lacking.pop()}")
-    return last
-
-
-def check_settings_of(last, path):
+def check_last(last, path):
     """SystemExit where a run cannot go on with today's settings; says which ones have changed."""
-    today = {name: globals()[name] for name in [*FIXED, *CHANGEABLE]}
-    changed = [name for name in today if last["settings"].get(name, today[name]) != today[name]]
-    said = [f"{name} was {last['settings'][name]!r}, is {today[name]!r}" for name in changed]
-    if set(changed) & set(FIXED):
-        raise SystemExit(f"error: {path} does not fit: {'; '.join(said)}")
+    with serving(path):
+        was, now = last["settings"], settings()
+        changed = [name for name in now if was.get(name, now[name]) != now[name]]
+        said = "; ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in changed)
+    if {*changed} & {*FIXED.split()}:
+        raise SystemExit(f"error: {path} does not fit: {said}")
     if said:
-        print(f"resumed with other settings, so not bit by bit: {'; '.join(said)}")
+        print(f"resumed with other settings, so not bit by bit: {said}")
 
 
 def restore(run, last, digest, path):
-    """The state of a run that was stopped -> into this one; SystemExit where it does not fit."""
-    if last["digest"] != digest:
-        raise SystemExit(f"error: {path} does not fit: the data is another")
-    for part in ("model_args", "tokenizer"):
-        if last["built"].get(part) != run.built[part]:
-            raise SystemExit(f"error: {path} does not fit: the {part} are others")
-    parameters = [value for group in run.optimizer.param_groups for value in group["params"]]
-    try:
-        for i, state in last["optimizer"]["state"].items():  # the optimizer itself does not look
-            if state["exp_avg"].shape != parameters[i].shape:
-                raise ValueError("an optimizer's state of another model")
+    """The state of a run that was stopped -> into this one."""
+    with serving(path):
+        if last["digest"] != digest:
+            raise SystemExit(f"error: {path} does not fit: the data is another")
+        if last["built"]["tokenizer"] != run.built["tokenizer"]:
+            raise SystemExit(f"error: {path} does not fit: the words are numbered otherwise")
         run.model.load_state_dict(last["weights"])
         run.average.load_state_dict(last["average"])
-        of_today = run.optimizer.state_dict()  # with today's rates
-        run.optimizer.load_state_dict({**of_today, "state": last["optimizer"]["state"]})
-    except (KeyError, IndexError, ValueError, RuntimeError, TypeError) as error:
-        raise SystemExit(f"error: {path} is damaged ({reason_of(error)[:80]})") from None
-    run.log = last["log"]
+        run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": last["optimizer"]})
+        run.log = last["log"]
 
 
 # ---- the training
@@ -1996,156 +1825,73 @@ def start_process():
     return rank, world, local
 
 
-def load_data(world, local):
-    """load_clips, by the first process of a machine before the others."""
-    if local:
-        dist.barrier()
-    loaded = load_clips()
-    if world > 1 and not local:
-        dist.barrier()
-    return loaded
-
-
-def fit(run, data, digest, writes):
-    """The training, each epoch of which is kept; one process `writes` the files."""
-    kept = len(run.log)
-
-    def keep(run):
-        nonlocal kept
-        if writes:
-            save_epoch(run, data, digest)
-        kept = len(run.log)
-
-    try:
-        train_epochs(run, keep)
-    except KeyboardInterrupt:
-        print(f"\n{stopped_line(run.name, kept)}", flush=True)
-        raise SystemExit(130) from None
-
-
-def train(name, resume, device):
+def train(name, resume):
     """The full training of one model, its files and its report; as one of several with torchrun."""
-    last_path = f"last_{name}.pt"
-    last = read_checkpoint(last_path, check_last) if resume else None
-    if last:
-        check_settings_of(last, last_path)
+    path = f"last_{name}.pt"
+    last = read_checkpoint(path) if resume else None
+    if resume:
+        check_last(last, path)
     rank, world, local = start_process()
     lock = claim_folder(name) if rank == 0 else None
-    clips, data = load_data(world, local)
-    say_other_data(name, data)
+    if local:  # the first process of a machine prepares
+        dist.barrier()
+    clips, data = load_clips()
+    if world > 1 and not local:
+        dist.barrier()
     statistics, vocabulary = training_statistics(clips["train"])
+    device = pick_device()
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(f"device             {hardware}", flush=True)
-    run = new_run(name, clips, statistics, vocabulary, device, PROCESSES, rank, world)
+    run = Run(name, clips, statistics, vocabulary, device, rank, world)
     digest = data_digest(clips)
-    if last:
-        restore(run, last, digest, last_path)
+    if resume:
+        restore(run, last, digest, path)
     del last  # it is as large as the run
-    fit(run, data, digest, writes=rank == 0)
-    if dist.is_initialized():
+
+    def keep(run):
+        if rank == 0:
+            save_epoch(run, data, digest)
+
+    train_epochs(run, keep)
+    if world > 1:
         dist.destroy_process_group()
     if rank == 0:
-        report(run, data, clips)
+        report(run, data)
         lock.close()
 
 
-def say_other_data(name, data):
-    """Note where the selection beside this script was made on other data, or cannot be read."""
-    path = f"selection_{name}.pt"
-    if not os.path.exists(path):
-        return
-    try:
-        chosen_on = read_checkpoint(path, lambda contents: contents["data"])
-    except SystemExit:  # the training needs nothing of it
-        print(f"note: {path} is damaged or no checkpoint of this script")
-        return
-    if chosen_on != data:
-        print(f"note: {path} was made on DATASET {chosen_on!r}, and this is {data!r}")
-
-
-def report(run, data, clips):
+def report(run, data):
     """The closing metrics of best_<model>.pt, and the preview."""
     path = f"best_{run.name}.pt"
-    model, tokenizer, max_gloss_len = load_checkpoint(path)  # what is reported is what it holds
-    model.to(run.device)
-    loader = make_loaders(clips, tokenizer)["validation"]
-    metrics = evaluate(model, loader, run.device)
-    glosses = clips["validation"]["gloss"][:]
-    generated = generate(model, tokenizer, glosses, max_gloss_len, run.device)
-    aligned = []
-    for made, clip in zip(generated, clips["validation"].with_format("numpy"), strict=True):
-        aligned.append(aligned_error(made.pose, clip["pose"].reshape(-1, POSE_DIM // 2, 2)))
+    model, tokenizer, max_gloss_len, facts = load_model(path)  # what is reported is what it holds
+    clips = run.clips["validation"]
+    metrics = evaluate(model.to(run.device), clips, run.device)
+    made = generate(model, tokenizer, clips.glosses, max_gloss_len)
+    aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(made)]
     closing = {
         "data": data,
         "model": run.name,
         "parameters": sum(value.numel() for value in model.parameters()),
-        "best_epoch": best_of(run.log)["epoch"],
+        "best_epoch": facts["best_epoch"],
         **{key: f"{value:.5f}" for key, value in metrics.items()},
         "val_dtw_mje": f"{np.mean(aligned):.5f}",
         "training_seconds": round(sum(line["seconds"] for line in run.log)),
         "checkpoint": path,
+        "preview": f"preview_{run.name}.html",
     }
     if run.device.type == "cuda":
         closing["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() // 2**20
-    items = preview_items(model, tokenizer, max_gloss_len, loader, aligned)
-    facts = {**closing, "date": datetime.date.today().isoformat()}
-    text = page("validation clips", facts, items, model.fps, learning_curve(run.log))
-    save(f"preview_{run.name}.html", text)
+    items = preview_items(model, tokenizer, max_gloss_len, clips, aligned)
+    text = page("validation clips", {**facts, **closing}, items, model.fps, run.log)
+    save(closing["preview"], text)
     print("", *(f"{key}: {value}" for key, value in closing.items()), sep="\n")
-    if metrics["val_mse"] >= metrics["mean_pose_mse"]:
-        print("warning: the model does not beat the mean pose, so it has learned nothing")
+    if not beats_mean_pose(metrics):
+        print("warning: the model does not clearly beat the mean pose, so it has learned nothing")
 
 
-@torch.no_grad()
-def clip_errors(model, loader):
-    """-> the MSE of each clip at its real length, and the mean pose's MSE for it."""
-    errors, mean_errors = [], []
-    for batch in loader:
-        batch = to_device(batch, model.mean.device)
-        target = batch["pose"]
-        pose = model(batch["tokens"], batch["token_mask"], batch["n_frames"]).pose
-        error = pose[:, : target.shape[1]] - target  # NaN where nothing was seen
-        errors += error.square().nanmean((1, 2)).tolist()
-        mean_errors += (model.mean - target).square().nanmean((1, 2)).tolist()
-    return errors, mean_errors
-
-
-def pick_by_error(errors):
-    """Errors of all clips -> [(rank from 0, number of the clip)]: best ones, median ones, worst."""
-    order = np.argsort(errors).tolist()
-    some = PREVIEW_CLIPS // 3
-    middle = (len(order) - some) // 2
-    ranks = {*range(some), *range(middle, middle + some), *range(len(order) - some, len(order))}
-    return [(rank, order[rank]) for rank in sorted(ranks) if 0 <= rank < len(order)]
-
-
-def preview_items(model, tokenizer, max_gloss_len, loader, aligned):
-    """Clips picked by their error over the whole validation split -> items of the page."""
-    errors, mean_errors = clip_errors(model, loader)
-    picked = pick_by_error(errors)
-    clips = [loader.dataset[i] for _, i in picked]
-    glosses = [clip["gloss"] for clip in clips]
-    generated = generate(model, tokenizer, glosses, max_gloss_len, model.mean.device)
-    items = []
-    for (rank, i), clip, made in zip(picked, clips, generated, strict=True):
-        third = ("best", "median", "worst")[3 * rank // len(errors)]
-        real = clip["pose"].reshape(-1, POSE_DIM // 2, 2)
-        facts = {
-            "MSE": f"{errors[i]:.5f}, {errors[i] / mean_errors[i]:.2f} of the mean pose's",
-            "DTW error": f"{aligned[i]:.5f}",
-            "Duration": f"{made.seconds:.2f} s, real {clip['seconds']:.2f} s",
-        }
-        real = page_clip("real", real, clip["seconds"])
-        generated_clip = page_clip("generated", visible(made), made.seconds)
-        items.append(
-            {
-                "label": f"{third}, rank {rank + 1} of {len(errors)} by MSE",
-                "facts": facts,
-                "clips": [real, generated_clip],
-                **page_plan(clip["gloss"], made, tokenizer, max_gloss_len, model.fps),
-            }
-        )
-    return items
+def pose_of(clips, i):
+    """-> (T, K, 2)"""
+    return clips.pose(i).unflatten(-1, (-1, 2)).numpy()
 
 
 def aligned_error(made, real):
@@ -2171,20 +1917,47 @@ def aligned_error(made, real):
     return total / pairs
 
 
+@torch.no_grad()
+def clip_errors(model, clips):
+    """-> of each clip the MSE at its real length, and the mean pose's."""
+    errors = []
+    for numbers in torch.arange(len(clips)).split(BATCH_SIZE):
+        batch = clips.batch(numbers, model.mean.device)
+        target = batch["pose"]
+        pose = model(batch["tokens"], batch["token_mask"], batch["n_frames"]).pose
+        error = (pose[:, : target.shape[1]] - target).square().nanmean((1, 2))
+        mean_error = (model.mean - target).square().nanmean((1, 2))
+        errors += zip(error.tolist(), mean_error.tolist(), strict=True)
+    return errors
+
+
+def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
+    """PREVIEW_CLIPS from the lowest to the highest error -> items of the page."""
+    errors = clip_errors(model, clips)
+    order = sorted(range(len(errors)), key=errors.__getitem__)
+    ranks = sorted({*np.linspace(0, len(order) - 1, PREVIEW_CLIPS).round().astype(int).tolist()})
+    glosses = [clips.glosses[order[rank]] for rank in ranks]
+    items = []
+    for rank, made in zip(ranks, generate(model, tokenizer, glosses, max_gloss_len), strict=True):
+        i = order[rank]
+        error, mean_error = errors[i]
+        label = f"rank {rank + 1} of {len(order)} by MSE"
+        about = f"{label}: {error:.5f}, {error / mean_error:.2f} of the mean pose's. "
+        about += f"DTW error {aligned[i]:.5f}. {made.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
+        real = page_clip("real", pose_of(clips, i), clips.seconds[i])
+        items.append(page_item(label, about, made, model.fps, [real]))
+    return items
+
+
 # ---- poses that one can watch
 HAND_LINES = "0-1-2-3-4 0-5-6-7-8 0-9-10-11-12 0-13-14-15-16 0-17-18-19-20 5-9-13-17"
 BODY_LINES = "3-1-0-2-4 5-6 5-7-9 6-8-10"
 FACE_LINES = "0-3-1-2-0 4-5-6 7-8-9 12-10-11-15-14-13-12 18-16-17-21-20-19-18"  # mouth, brows, eyes
-LINES = dict(zip(PARTS, (HAND_LINES, HAND_LINES, BODY_LINES, FACE_LINES), strict=True))
-LIMBS = {
-    part: [
-        (int(a), int(b)) for chain in lines.split() for a, b in itertools.pairwise(chain.split("-"))
-    ]
-    for part, lines in LINES.items()
-}
-BLUE, ORANGE, GREY, GREEN = (43, 140, 222), (224, 112, 26), (138, 138, 138), (31, 158, 119)
-COLOURS = dict(zip(PARTS, (BLUE, ORANGE, GREY, GREEN), strict=True))
-CANVAS = 1000  # pixels: its width and height
+LINES = {}  # of each part, as the numbers of its points
+for part, text in zip(PARTS, (HAND_LINES, HAND_LINES, BODY_LINES, FACE_LINES), strict=True):
+    LINES[part] = [[int(i) for i in line.split("-")] for line in text.split()]
+COLOURS = [(43, 140, 222), (224, 112, 26), (138, 138, 138), (31, 158, 119)]  # of the parts
+CANVAS = 1000  # pixels: width and height of a .pose file
 UNIT = 200  # pixels of a shoulder width
 ORIGIN = (500, 330)  # pixels: where the middle of the shoulders is
 PREVIEW_CLIPS = 12
@@ -2193,71 +1966,83 @@ PREVIEW_CLIPS = 12
 class Generated(NamedTuple):
     """A sentence as a model signs it."""
 
+    words: list
+    cut: int  # words beyond the most that a model reads
+    unknown: set  # numbers of the words that it does not know
+    signs: list  # (number of the word, seconds), in signing order
+    seconds: float
     pose: np.ndarray  # (T, K, 2) in shoulder widths
     confidence: np.ndarray  # (T, K), 0 to 1: how likely each point is to be seen
-    seconds: float
-    signs: list  # (number of the gloss in its sentence, seconds), in signing order
+
+    def lasting(self, i):
+        """Seconds of a word's signs."""
+        return sum(seconds for number, seconds in self.signs if number == i)
 
 
-def visible(made):
-    """A Generated's pose (T, K, 2), with NaN for the points that are more likely not seen."""
-    return np.where(made.confidence[..., None] >= 0.5, made.pose, np.float32(np.nan))
+def word_numbers(words, encoding):
+    """For each token of an encoding the number of its word, or None where it is of none."""
+    ends = list(itertools.accumulate(len(word) + 1 for word in words))
+    return [bisect.bisect_left(ends, end) if end else None for _, end in encoding.offsets]
 
 
-def planned_signs(glosses, spans, keys, durations):
-    """Glosses, where in them the S tokens stand, their keys and durations (S,) -> the signs.
+def planned_signs(numbers, keys, durations):
+    """The words, keys and durations of S tokens -> [(number of the word, seconds)].
 
-    Tokens of one gloss side by side are one sign. What a pretrained encoder puts around a sentence
+    Tokens of one word side by side are one sign. What a pretrained encoder puts around a sentence
     belongs to the sign beside it.
     """
-    ends = list(itertools.accumulate(len(gloss) + 1 for gloss in glosses))
     signs = []
-    for token in keys.argsort().tolist():
-        end, seconds = spans[token][1], durations[token].item()
-        gloss = bisect.bisect_left(ends, end) if end else None
-        if signs and (gloss is None or signs[-1][0] in (None, gloss)):
+    for token in sorted(range(len(keys)), key=keys.__getitem__):
+        number, seconds = numbers[token], durations[token]
+        if signs and (number is None or signs[-1][0] in (None, number)):
             before, its_seconds = signs.pop()
-            gloss = before if gloss is None else gloss
+            number = before if number is None else number
             seconds += its_seconds
-        signs.append((gloss, seconds))
-    return [sign for sign in signs if sign[0] is not None]  # none where no token is of a gloss
-
-
-def to_pixels(pose):
-    return pose * UNIT + np.array(ORIGIN, np.float32)
+        signs.append((number, seconds))
+    return [sign for sign in signs if sign[0] is not None]  # none where no token is of a word
 
 
 @torch.no_grad()
-def generate(model, tokenizer, sentences, max_gloss_len, device):
+def generate(model, tokenizer, sentences, max_gloss_len):
     """Sentences -> a Generated for each, one after the other."""
+    device = model.mean.device
     never_seen = (model.seen.unflatten(-1, (-1, 2)) == 0).all(-1)
     for first in range(0, len(sentences), 64):
         some = sentences[first : first + 64]
-        batch = tokenize(tokenizer, some, max_gloss_len)
-        token_mask = batch["attention_mask"].bool()
-        made = model(batch["input_ids"].to(device), token_mask.to(device))
+        text = tokenize(tokenizer, some, max_gloss_len)
+        made = model(text["input_ids"].to(device), text["attention_mask"].bool().to(device))
         confidence = made.confidence.sigmoid().masked_fill(never_seen, 0).cpu().numpy()
         pose = made.pose.unflatten(-1, (-1, 2)).cpu().numpy()
         frames = model.frames(made.seconds).tolist()
         for i, (sentence, n) in enumerate(zip(some, frames, strict=True)):
-            real = token_mask[i]
-            spans = [batch[i].offsets[token] for token in real.nonzero()]
-            keys, durations = made.keys[i].cpu()[real], made.durations[i].cpu()[real]
-            glosses = glosses_for(tokenizer, sentence, max_gloss_len)
-            signs = planned_signs(glosses, spans, keys, durations)
-            seconds = made.seconds[i].item()
-            yield Generated(pose[i, :n], confidence[i, :n], seconds, signs)
+            words = words_for(tokenizer, sentence, max_gloss_len)
+            numbers = word_numbers(words, text[i])
+            size = sum(text[i].attention_mask)  # padding is behind it
+            ids = zip(numbers, text[i].ids[:size], strict=False)
+            yield Generated(
+                words=words,
+                cut=len(split_words(sentence)) - len(words),
+                unknown={number for number, token in ids if token == tokenizer.unk_token_id},
+                signs=planned_signs(
+                    numbers[:size], made.keys[i, :size].tolist(), made.durations[i, :size].tolist()
+                ),
+                seconds=made.seconds[i].item(),
+                pose=pose[i, :n],
+                confidence=confidence[i, :n],
+            )
 
 
-def pose_file(made):
-    """A Generated -> the bytes of a .pose file (pose-format 0.2), in pixels."""
-    parts = [
-        PoseHeaderComponent(part, names, LIMBS[part], [COLOURS[part]] * len(LIMBS[part]), "XYC")
-        for part, names in PARTS.items()
-    ]
+def pose_file(made, fps):
+    """A Generated -> the bytes of a .pose file (pose-format 0.2) of fps, in pixels."""
+    parts = []
+    for (part, names), colour in zip(PARTS.items(), COLOURS, strict=True):
+        limbs = [pair for line in LINES[part] for pair in itertools.pairwise(line)]
+        parts.append(PoseHeaderComponent(part, names, limbs, [colour] * len(limbs), "XYC"))
     header = PoseHeader(0.2, PoseHeaderDimensions(CANVAS, CANVAS, 0), parts)
-    pose, confidence = to_pixels(made.pose)[:, None], made.confidence[:, None]  # one person
-    body = NumPyPoseBody(len(pose) / made.seconds, pose, confidence)
+    n = max(1, round(made.seconds * fps))
+    pose = resample(made.pose, n) * UNIT + np.array(ORIGIN, np.float32)
+    confidence = resample(made.confidence[..., None], n)[..., 0]
+    body = NumPyPoseBody(fps, pose[:, None], confidence[:, None])  # one person
     file = io.BytesIO()
     pose_format.Pose(header, body).write(file)
     return file.getvalue()
@@ -2269,203 +2054,105 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>__TITLE__</title>
 <style>
-  :root { color-scheme: light dark; --paper: #fff; --ink: #222; --skin: #d9d3cd; --mark: #ffd66b }
-  @media (prefers-color-scheme: dark) {
-    :root { --paper: #17181a; --ink: #e8e6e3; --skin: #55504b; --mark: #7a5c00 }
-  }
-  body { font: 1rem/1.5 system-ui, sans-serif; background: var(--paper); color: var(--ink);
-    max-width: 72rem; margin: auto; padding: 0 .8rem 2rem }
-  h1 { font-size: 1.4rem; overflow-wrap: anywhere }
-  button, select, #file { font: inherit; min-width: 44px; min-height: 44px }
-  #file { line-height: 44px }
+  :root { color-scheme: light dark }
+  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: auto; padding: 0 .8rem }
+  h1 { font-size: 1.3rem; overflow-wrap: anywhere }
+  button, select, #file { font: inherit; min-width: 44px; min-height: 44px; line-height: 1.2 }
   .row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .5rem 0 }
-  #words button { overflow-wrap: anywhere; line-height: 1.2 }
-  #words button:disabled { color: inherit; opacity: 0.7 }
+  #words button { overflow-wrap: anywhere }
   #words small { display: block }
-  .unknown { border-style: dashed }
-  .left, .right { border-bottom: 4px solid }
-  .left { border-image: linear-gradient(90deg, hsl(200 80% 36%), hsl(244 80% 56%)) 1 }
-  .right { border-image: linear-gradient(90deg, hsl(0 80% 36%), hsl(44 80% 56%)) 1 }
-  [aria-current=true] { background: var(--mark); color: inherit }
-  #stages { flex-wrap: nowrap; align-items: start }
+  #strip { position: relative; height: 1.6rem; background: #8882 }
+  #strip span { position: absolute; height: 100%; overflow: hidden; border-left: 2px solid #888 }
+  [aria-current=true] { background: #c80; color: #000 }
   figure { flex: 1; min-width: 0; margin: 0 }
-  canvas { width: 100%; max-height: 62vh; display: block; border-radius: .5rem;
-    border: 1px solid #8885 }
-  #strip { position: relative; height: 44px; background: #8882; overflow: hidden }
-  #strip button { position: absolute; height: 100%; min-width: 0; padding: 0; overflow: hidden;
-    border-radius: .4rem }
-  #now { position: absolute; height: 100%; width: 2px; margin-left: -1px; background: #d22 }
+  canvas { width: 100%; max-height: 62vh; border: 1px solid #8885 }
   #slider { width: 100%; height: 44px; margin: 0 }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
   dd { margin: 0; overflow-wrap: anywhere }
-  svg { flex: 1 1 20rem; max-width: 34rem; font: 13px system-ui, sans-serif }
+  svg { max-width: 30rem; font: 13px system-ui, sans-serif }
 </style>
 <h1>__TITLE__</h1>
-<div id="words" class="row" role="group" aria-label="The sentence's words"></div>
-<div id="stages" class="row"></div>
+<div class="row"><select id="choice" aria-label="Sentence" style="max-width: 100%"></select></div>
+<div id="words" class="row"></div>
+<div id="stages" class="row" style="flex-wrap: nowrap"></div>
 <div id="strip" aria-hidden="true"></div>
 <input id="slider" type="range" min="0" aria-label="Frame">
 <div class="row">
-  <button id="previous">Previous</button>
   <button id="play">Play</button>
-  <button id="next">Next</button>
   <button id="back">Step back</button>
   <button id="forward">Step</button>
   <button id="overlay" aria-pressed="false">Overlay</button>
   <label>Speed
     <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
-  <select id="choice" aria-label="Sentence"></select>
   <a id="file" download>The .pose file</a>
 </div>
-<p id="about" aria-live="polite"></p>
-<p><b class="left">Left</b>: filled, <b class="right">right</b>: hollow; each finger has its shade,
-from the thumb to the little finger. A hand that is missing was not seen. Faint: the wrist's last
-half second. Overlay: generated on real, which is grey.</p>
-<p>Space plays and pauses, &larr; &rarr; step, &uarr; &darr; change the sentence; a click on a word
-goes there. A word crossed out is not signed, one in a dashed frame is unknown to the model.</p>
-__BELOW__
-<h2>The model</h2>
+<p id="about"></p>
+<p>Left hand blue, right hand orange, a shade for each finger; what was not seen is not drawn. The
+overlay has the real clip in grey. A click on a word goes to its sign; below the figures stands the
+order of the signs. Space plays and pauses, &larr; and &rarr; step.</p>
+__CURVE__
 <dl>__FACTS__</dl>
 <script>
-const { fps, items } = __DATA__
-// A frame's points: left hand 0-20, right hand 21-41, nose 42, eyes 43 44, ears 45 46, shoulders
-// 47 48, elbows 49 50, wrists 51 52, face 53-75; null = not seen. A unit is 1/1000 shoulder width.
-const sides = [
-  { name: "left", hand: 0, shoulder: 47, elbow: 49, wrist: 51, hue: 200, hollow: false },
-  { name: "right", hand: 21, shoulder: 48, elbow: 50, wrist: 52, hue: 0, hollow: true },
-]
-const shade = (side, finger) =>
-  grey ? "#888" : `hsl(${side.hue + 11 * finger} 80% ${36 + 5 * finger}%)`
-const faceLines = "__FACE_LINES__".split(" ").map(chain => chain.split("-").map(i => 53 + +i))
-let item, view, stages, time, before = 0
-let grey = false  // for what is drawn beneath another
+// Points are in 1/1000 of a shoulder width, null where one was not seen. Parts: the numbers of
+// their points in a frame, in lines.
+const { fps, parts, head, items } = __DATA__
+const view = { top: -1500, width: 4000, height: 3500 }  // the middle of the shoulders is at 0
+let item, stages, time = 0, before = 0
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches
-
-const theme = getComputedStyle(document.documentElement)
-const colour = name => theme.getPropertyValue(name)
-const between = (a, b, part) => [a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part]
 const make = (tag, text, properties) =>
   Object.assign(document.createElement(tag), { textContent: text, ...properties })
 
-function pointsAt(clip, seconds) {
-  const at = Math.min(seconds / clip.seconds * clip.frames.length, clip.frames.length - 1)
-  const low = clip.frames[Math.floor(at)], high = clip.frames[Math.ceil(at)], part = at % 1
-  const mix = (a, b) => a && b ? between(a, b, part) : part < 0.5 ? a : b
-  return low.map((point, i) => mix(point, high[i]))
-}
-
-function drawLine(pen, points, style, width) {  // with a gap where a point was not seen
-  pen.strokeStyle = style
-  pen.lineWidth = width
+function drawClip(pen, clip, grey) {
+  const at = Math.min(Math.floor(time / clip.seconds * clip.frames.length + 1e-6),
+    clip.frames.length - 1)
+  const points = clip.frames[at], [left, right, nose] = head.map(i => points[i])
+  pen.globalAlpha = time > clip.seconds ? 0.3 : 1
+  const centre = left && right ? left.map((x, i) => (x + right[i]) / 2) : nose
+  pen.strokeStyle = "#888"
+  pen.lineWidth = 20
   pen.beginPath()
-  points.forEach((point, i) => {
-    if (point) points[i - 1] ? pen.lineTo(...point) : pen.moveTo(...point)
-  })
+  if (centre) pen.ellipse(...centre, 210, 290, 0, 0, 7)
   pen.stroke()
-}
-
-function drawBody(pen, points) {
-  const [nose, leftEye, rightEye, leftEar, rightEar, left, right] = points.slice(42)
-  const head = leftEar && rightEar ? between(leftEar, rightEar, 0.5) : nose
-  const width = head && Math.max(190, 0.32 * Math.abs(head[1]))  // the shoulders are at 0
-  if (left && right) {
-    const [x, y] = between(left, right, 0.5), neck = [x, y - 130], waist = y + 1150
-    drawLine(pen, [neck, head && between(head, neck, 0.4)], colour("--skin"), 0.8 * width)
-    pen.fillStyle = pen.createLinearGradient(0, y, 0, waist)
-    pen.fillStyle.addColorStop(0, "#888c")
-    pen.fillStyle.addColorStop(1, "#8880")
+  for (const { hue, width, lines } of parts) lines.forEach((line, finger) => {
+    const shade = `hsl(${hue + 9 * finger} 80% ${38 + 5 * finger}%)`
+    pen.strokeStyle = grey || hue == null ? "#888" : shade
+    pen.lineWidth = width
     pen.beginPath()
-    for (const corner of [neck, right, [x + 0.7 * (right[0] - x), waist],
-      [x + 0.7 * (left[0] - x), waist], left]) pen.lineTo(...corner)
-    pen.fill()
-  }
-  if (head) {
-    pen.fillStyle = colour("--skin")
-    pen.beginPath()
-    pen.ellipse(...head, width, 1.4 * width, 0, 0, 7)
-    pen.fill()
-  }
-  for (const line of faceLines) drawLine(pen, line.map(i => points[i]), colour("--ink"), 16)
-  if (!leftEye || !rightEye || points.slice(53).some(point => point)) return
-  for (const part of [0, 0.9])
-    drawLine(pen, [part, part + 0.1].map(at => between(leftEye, rightEye, at)), colour("--ink"), 40)
-}
-
-function drawArm(pen, points, side) {
-  const hand = points.slice(side.hand, side.hand + 21)
-  const arm = [points[side.shoulder], points[side.elbow], points[side.wrist] || hand[0], hand[0]]
-  drawLine(pen, arm, shade(side, 2), 90)
-  if (side.hollow) drawLine(pen, arm, colour("--paper"), 50)
-  drawLine(pen, [5, 9, 13, 17].map(i => hand[i]), shade(side, 2), 26)
-  for (let i = 0; i < 5; i++)  // thumb to little finger
-    drawLine(pen, [hand[0], ...hand.slice(1 + 4 * i, 5 + 4 * i)], shade(side, i), 26)
-}
-
-function drawTrail(pen, clip, side) {  // of the wrist, over half a second
-  const places = []
-  for (let ago = 0; ago <= 0.5; ago += 0.02) {
-    const points = pointsAt(clip, Math.max(0, time - ago))
-    places.push(points[side.wrist] || points[side.hand])
-  }
-  drawLine(pen, places, `hsl(${side.hue + 22} 80% 50% / 0.3)`, 40)
-}
-
-function drawStage({ canvas, caption, clips }) {
-  const pen = canvas.getContext("2d")
-  canvas.width = canvas.clientWidth * devicePixelRatio
-  canvas.height = canvas.clientHeight * devicePixelRatio
-  const scale = Math.min(canvas.width / view.width, canvas.height / view.height)
-  const left = canvas.width / 2 - scale * (view.left + view.width / 2)
-  pen.setTransform(scale, 0, 0, scale, left, -scale * view.top)
-  pen.lineCap = pen.lineJoin = "round"
-  clips.forEach((clip, i) => {
-    grey = i < clips.length - 1
-    pen.globalAlpha = time > clip.seconds ? 0.35 : grey ? 0.6 : 1
-    const points = pointsAt(clip, time)
-    drawBody(pen, points)
-    for (const side of sides) if (!grey) drawTrail(pen, clip, side)
-    for (const side of sides) drawArm(pen, points, side)
+    line.forEach((i, place) => {
+      if (points[i]) points[line[place - 1]] ? pen.lineTo(...points[i]) : pen.moveTo(...points[i])
+    })
+    pen.stroke()
   })
-  caption.textContent = clips.map(clip => {
-    const { length } = clip.frames, total = clip.seconds.toFixed(2)
-    const frame = Math.min(length, 1 + Math.floor(time / clip.seconds * length + 1e-6))
-    if (time > clip.seconds) return `${clip.name}: ended at ${total} s`
-    return `${clip.name}: ${time.toFixed(2)} of ${total} s, frame ${frame} of ${length}`
-  }).join("; ")
+  return `${clip.name}: ${time > clip.seconds ? "ended at" : `${time.toFixed(2)} of`} ` +
+    `${clip.seconds.toFixed(2)} s, frame ${at + 1} of ${clip.frames.length}`
 }
 
 function draw(now) {
   if (playing) time = (time + Math.min(now - before, 100) / 1000 * speed.value) % item.seconds
   before = now
-  stages.forEach(drawStage)
+  for (const { canvas, caption, clips } of stages) {
+    const pen = canvas.getContext("2d")
+    canvas.width = canvas.clientWidth * devicePixelRatio
+    canvas.height = canvas.clientHeight * devicePixelRatio
+    const scale = Math.min(canvas.width / view.width, canvas.height / view.height)
+    pen.setTransform(scale, 0, 0, scale, canvas.width / 2, -scale * view.top)
+    pen.lineCap = pen.lineJoin = "round"
+    const said = clips.map((clip, i) => drawClip(pen, clip, i < clips.length - 1))
+    caption.textContent = said.join("; ")
+  }
   slider.value = Math.floor(time * fps + 1e-6)
   play.textContent = playing ? "Pause" : "Play"
-  document.getElementById("now").style.left = `${100 * time / item.seconds}%`
-  const current = item.signs.findIndex(sign => sign.from <= time && time < sign.to)
-  const mark = (element, marked) => element.setAttribute("aria-current", marked)
-  item.signs.forEach((sign, i) => mark(strip.children[i], i == current))
-  item.words.forEach((_, i) => mark(words.children[i], i == item.signs[current]?.word))
+  const current = item.signs.findIndex(({ from, to }) => from <= time && time < to)
+  item.signs.forEach((_, i) => strip.children[i].ariaCurrent = i == current)
+  item.words.forEach((_, i) => words.children[i].ariaCurrent = i == item.signs[current]?.word)
   requestAnimationFrame(draw)
 }
 
-// The place and size of the figures: all that is seen but for a detector's few errors, and a torso
-function fit(clips) {
-  const seen = clips.flatMap(clip => clip.frames.flat()).filter(point => point)
-  const edge = (axis, share) => {
-    const values = seen.map(point => point[axis]).sort((a, b) => a - b)
-    return values[Math.round(share * (values.length - 1))]
-  }
-  const left = Math.min(edge(0, 0.002), -700) - 80, right = Math.max(edge(0, 0.998), 700) + 80
-  const top = edge(1, 0.002) - 340, bottom = Math.max(edge(1, 0.998), 1000) + 80
-  return { left, top, width: right - left, height: bottom - top }
-}
+const overlaid = () => overlay.ariaPressed == "true"
 
 function makeStages() {
-  const { clips } = item
-  stages = (overlaid() ? [clips] : clips.map(clip => [clip])).map(clips => {
+  stages = (overlaid() ? [item.clips] : item.clips.map(clip => [clip])).map(clips => {
     const figure = make("figure"), canvas = make("canvas"), caption = make("figcaption")
-    canvas.role = "img"
-    canvas.ariaLabel = `A figure signs: ${clips.map(clip => clip.name).join(" under ")}`
     canvas.style.aspectRatio = view.width / view.height
     figure.append(canvas, caption)
     return { figure, canvas, caption, clips }
@@ -2473,43 +2160,30 @@ function makeStages() {
   document.getElementById("stages").replaceChildren(...stages.map(({ figure }) => figure))
 }
 
-const overlaid = () => overlay.ariaPressed == "true"
-
-function makeWords() {
-  words.replaceChildren(...item.words.map(({ word, known, signed, seconds }, i) => {
-    const start = item.signs.find(sign => sign.word == i)?.from
-    const note = signed ? `${seconds.toFixed(2)} s` : "not signed"
-    const button = make("button", "", { disabled: !signed, onclick: () => time = start })
-    button.append(make(signed ? "span" : "s", word))
-    button.append(make("small", known ? note : `${note}, unknown word`))
-    button.classList.toggle("unknown", !known)
+function show(i) {
+  item = items[i]
+  item.seconds = Math.max(...item.clips.map(clip => clip.seconds))
+  time = 0
+  slider.max = Math.max(1, Math.round(item.seconds * fps)) - 1
+  choice.selectedIndex = i
+  about.textContent = item.about
+  file.hidden = !item.file
+  file.href = item.file
+  overlay.hidden = item.clips.length < 2
+  words.replaceChildren(...item.words.map(({ text, note }, i) => {
+    const sign = item.signs.find(sign => sign.word == i)
+    const button = make("button", text, { disabled: !sign, onclick: () => time = sign.from })
+    button.append(make("small", note))
     return button
   }))
   if (item.cut) words.append(make("span", `and ${item.cut} more, cut off`))
   strip.replaceChildren(...item.signs.map(({ word, from, to }) => {
-    const text = item.words[word].word, onclick = () => time = from
-    const button = make("button", text, { tabIndex: -1, title: text, onclick })
-    button.style.left = `${100 * from / item.seconds}%`
-    button.style.width = `${100 * (to - from) / item.seconds}%`
-    button.classList.toggle("unknown", !item.words[word].known)
-    return button
-  }), make("div", "", { id: "now" }))
-}
-
-function show(i) {
-  item = items.at(i % items.length)
-  item.seconds = Math.max(...item.clips.map(clip => clip.seconds))
-  time = 0
-  view = fit(item.clips)
-  slider.max = Math.max(1, Math.round(item.seconds * fps)) - 1
-  choice.selectedIndex = items.indexOf(item)
-  const facts = Object.entries(item.facts).map(([name, value]) => `${name}: ${value}`)
-  about.textContent = [item.label, ...facts].join(". ")
-  file.hidden = !item.file
-  file.href = item.file
-  overlay.hidden = item.clips.length < 2
+    const span = make("span", item.words[word].text)
+    span.style.left = `${100 * from / item.seconds}%`
+    span.style.width = `${100 * (to - from) / item.seconds}%`
+    return span
+  }))
   makeStages()
-  makeWords()
 }
 
 function step(by) {
@@ -2518,8 +2192,6 @@ function step(by) {
   time = (Math.floor(time * fps + 1e-6) + by + frames) % frames / fps
 }
 
-previous.onclick = () => show(choice.selectedIndex - 1)
-next.onclick = () => show(choice.selectedIndex + 1)
 play.onclick = () => playing = !playing
 back.onclick = () => step(-1)
 forward.onclick = () => step(1)
@@ -2532,46 +2204,42 @@ slider.oninput = () => {
   time = slider.value / fps
 }
 choice.onchange = () => show(choice.selectedIndex)
-const keys = {
-  " ": play, ArrowLeft: back, ArrowRight: forward, ArrowUp: previous, ArrowDown: next,
-}
 onkeydown = event => {
-  const taken = event.altKey || event.ctrlKey || event.metaKey || event.shiftKey
-  const own = event.key == " " ? "input, select, button, a" : "input, select"
-  if (!keys[event.key] || taken || event.target.closest(own)) return
+  const button = { " ": play, ArrowLeft: back, ArrowRight: forward }[event.key]
+  if (!button || event.altKey || event.ctrlKey || event.metaKey) return
+  if (event.target.closest("input, select, button, a")) return
   event.preventDefault()
-  keys[event.key].click()
+  button.click()
 }
-
-items.forEach(({ label, words }, i) => {
-  const text = `${i + 1}. ${label}: ${words.map(({ word }) => word).join(" ")}`
-  choice.add(new Option(text.slice(0, 70)))
-})
+items.forEach(({ label }, i) => choice.add(new Option(`${i + 1}. ${label}`.slice(0, 70))))
 show(0)
 requestAnimationFrame(draw)
 </script>
 </html>"""
 
 
-def page(what, facts, items, fps, below=""):
-    """-> the bytes of a page that plays items (see page_clip, page_plan), fps steps a second.
-
-    facts: {name: value} of the model, with data, model, best_epoch and date; below: HTML.
-    """
-    title = f"{MODELS[facts['model']].title} ({facts['data']}), epoch {facts['best_epoch']}, "
-    title += f"{facts['date']}: {what}"
-    rows = [
-        f"<dt>{html.escape(name)}<dd>{html.escape(str(value))}" for name, value in facts.items()
-    ]
+def page(what, facts, items, fps, log=()):
+    """-> the bytes of a page that plays items, see page_item; facts of the model, {name: value}."""
+    title = f"{MODELS[facts['model']][0]} ({facts['data']}), epoch {facts['best_epoch']}, "
+    rows = [f"<dt>{html.escape(name)}<dd>{html.escape(f'{x}')}" for name, x in facts.items()]
+    styles = [(205, 26), (0, 26), (None, 70), (150, 16)]  # of a part: hue and width of its lines
+    parts = []
+    for (hue, width), (part, lines) in zip(styles, LINES.items(), strict=True):
+        first = POINTS.index((part, PARTS[part][0]))
+        lines = [[first + i for i in line] for line in lines]
+        if part == "POSE_LANDMARKS":
+            lines = lines[1:]  # the head is drawn as an ellipse
+        parts.append({"hue": hue, "width": width, "lines": lines})
+    head = [POINTS.index(("POSE_LANDMARKS", name)) for name in ("LEFT_EAR", "RIGHT_EAR", "NOSE")]
+    data = {"fps": fps, "parts": parts, "head": head, "items": items}
     parts = {
-        "TITLE": html.escape(title),
-        "BELOW": below,
+        "TITLE": html.escape(f"{title}{facts['date']}: {what}"),
+        "CURVE": curve(log) if log else "",
         "FACTS": "".join(rows),
-        "FACE_LINES": FACE_LINES,
-        "DATA": json.dumps({"fps": fps, "items": items}).replace("<", "\\u003c"),
+        "DATA": json.dumps(data).replace("<", "\\u003c"),
     }
-    # in one pass, so that a gloss of __BELOW__ stays one
-    text = re.sub("__([A-Z_]+)__", lambda found: parts[found[1]], PAGE)
+    # in one pass, so that a gloss of __FACTS__ stays one
+    text = re.sub("__([A-Z]+)__", lambda found: parts[found[1]], PAGE)
     return text.encode("ascii", "xmlcharrefreplace")
 
 
@@ -2583,144 +2251,82 @@ def page_clip(name, pose, seconds):
     return {"name": name, "seconds": float(seconds), "frames": frames}
 
 
-def page_plan(sentence, made, tokenizer, max_gloss_len, fps):
-    """A sentence and its Generated -> the words of an item, and its signs in signing order.
+def notes_of(made, fps):
+    """What is to be said of a Generated. A word that lasts less than a frame is not signed."""
+    unknown = [made.words[i] for i in sorted(made.unknown)]
+    unsigned = [word for i, word in enumerate(made.words) if made.lasting(i) * fps < 1]
+    notes = [f"{made.seconds:.2f} s"]
+    if len(made.pose) < round(made.seconds * fps):
+        notes.append(f"{len(made.pose) / made.seconds:.1f} of {fps} frames a second generated")
+    notes += [f"cut to {len(made.words)} glosses"] if made.cut else []
+    notes += [f"unknown: {' '.join(unknown)}"] if unknown else []
+    notes += [f"not signed: {' '.join(unsigned)}"] if unsigned else []
+    return "   ".join(notes)
 
-    A word whose signs together last less than a frame is not signed.
-    """
-    words = split_glosses(sentence)
-    lasting = collections.Counter()
-    for number, seconds in made.signs:
-        lasting[number] += seconds
-    vocabulary = tokenizer.get_vocab()
-    shown = []
-    for i, word in enumerate(words[:max_gloss_len]):
-        known = word in vocabulary or not knows_glosses(tokenizer)
-        signed = lasting[i] >= 1 / fps
-        shown.append({"word": word, "known": known, "signed": signed, "seconds": lasting[i]})
+
+def page_item(label, about, made, fps, clips=(), file=""):
+    """A Generated, behind other clips -> an item. Of its points the likely ones are shown."""
+    words = []
+    for i, word in enumerate(made.words):
+        note = f"{made.lasting(i):.2f} s" if made.lasting(i) * fps >= 1 else "not signed"
+        words.append({"text": word, "note": f"{note}, unknown" if i in made.unknown else note})
     signs, start = [], 0.0
     for number, seconds in made.signs:
-        if shown[number]["signed"]:
+        if made.lasting(number) * fps >= 1:
             signs.append({"word": number, "from": start, "to": start + seconds})
         start += seconds
-    return {"words": shown, "cut": len(words) - len(shown), "signs": signs}
+    shown = np.where(made.confidence[..., None] >= 0.5, made.pose, np.nan)
+    return {
+        "label": f"{label}: {' '.join(made.words)}",
+        "about": about,
+        "words": words,
+        "cut": made.cut,
+        "signs": signs,
+        "clips": [*clips, page_clip("generated", shown, made.seconds)],
+        "file": file,
+    }
 
 
-CURVES = {  # of the learning curve: colour, dashes
-    "train_mse": ("#2b8cde", "2 5"),
-    "val_mse": ("#e0701a", ""),
-    "mean_pose_mse": ("#888", "8 5"),
-    "motion": ("#1f9e77", ""),
-}
+def curve(log):
+    """The errors of a run by epoch, over the mean pose's -> a small chart, as HTML."""
+    best = best_of(log)["epoch"]
+    shapes = ['<path d="M40 20V160H400M40 90H400M40 20H400" stroke="#8888" fill="none"/>']
+    for value, y in ((1, 20), (0.5, 90), (0, 160)):
+        shapes.append(f'<text x="34" y="{y + 4}" text-anchor="end">{value}</text>')
+    for name, colour in (("train_mse", "#2b8cde"), ("val_mse", "#e0701a")):
+        points = []
+        for line in log:
+            share = min(line[name] / line["mean_pose_mse"], 1)
+            points.append(f"{40 + 360 * line['epoch'] / len(log):.1f},{160 - 140 * share:.1f}")
+        style = f'fill="none" stroke="{colour}" stroke-width="3"'
+        shapes.append(f'<polyline points="40,20 {" ".join(points)}" {style}/>')
+    legend = '<tspan fill="#2b8cde">train_mse</tspan> and <tspan fill="#e0701a">val_mse</tspan>'
+    shapes.append(f'<text x="40" y="182">{legend} / mean_pose_mse, epochs 1 to {len(log)}</text>')
+    shapes.append(f'<text x="40" y="202">best epoch: {best}</text>')
+    return f'<svg viewBox="0 0 410 210" fill="currentColor" role="img">{"".join(shapes)}</svg>'
 
 
-def learning_curve(log):
-    """The lines of a run's log -> its errors and its motion by epoch, as HTML."""
-    errors = ["train_mse", "val_mse", "mean_pose_mse"]
-    values = [max(line[name], 1e-6) for line in log for name in errors]
-    low, high = min(values) / 1.1, max(values) * 1.1
-    ticks = [float(f"{value:.2g}") for value in np.geomspace(low, high, 6)[1:-1]]
-    unit = "MSE in squared shoulder widths, logarithmic"
-    left = chart(
-        log, errors, ticks, unit, lambda value: math.log(max(value, 1e-6) / low, high / low)
-    )
-    top = math.ceil(max(1, *(line["motion"] for line in log)))
-    ticks = [round(top * part / 4, 2) for part in range(5)]
-    right = chart(
-        log,
-        ["motion"],
-        ticks,
-        "motion: 1 is as much as in the real clips",
-        lambda value: value / top,
-    )
-    return (
-        f"<h2>Learning curve</h2><div class='row'>{left}{right}</div><p>The training error is "
-        "taken with dropout, word dropout and the weights of the moment, the validation error "
-        "without and with averaged weights: where the training error lies above, this is why.</p>"
-    )
-
-
-def chart(log, names, ticks, unit, height):
-    """Columns of a log by epoch -> an inline SVG; height: of a value, from 0 to 1."""
-    epochs, best = len(log), best_of(log)["epoch"]
-
-    def x(epoch):
-        return 50 + 330 * (epoch - 0.5) / epochs
-
-    def y(value):
-        return 230 - 180 * height(value)
-
-    best_x = f"{x(best):.1f}"
-    shapes = [f'<path d="M50 50V230H380M{best_x} 45V230" fill="none" stroke="currentColor"/>']
-    shapes.append(f'<text x="{best_x}" y="40" text-anchor="middle">best: {best}</text>')
-    shapes.append(f'<text x="0" y="14">{unit}</text><text x="340" y="265">epoch</text>')
-    for tick in ticks:
-        shapes.append(f'<path d="M46 {y(tick):.1f}H380" stroke="#8886"/>')
-        shapes.append(f'<text x="42" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for epoch in range(1, epochs + 1, math.ceil(epochs / 10)):
-        shapes.append(f'<text x="{x(epoch):.1f}" y="248" text-anchor="middle">{epoch}</text>')
-    for i, name in enumerate(names):
-        colour, dashes = CURVES[name]
-        style = f'fill="none" stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"'
-        points = [f"{x(line['epoch']):.1f},{y(line[name]):.1f}" for line in log]
-        points.append(points[-1])  # so that one epoch is a point
-        shapes.append(f'<polyline points="{" ".join(points)}" {style} stroke-linecap="round"/>')
-        shapes.append(f'<path d="M{110 * i} 285h20" {style}/>')
-        shapes.append(f'<text x="{26 + 110 * i}" y="289">{name}</text>')
-    return (
-        f'<svg viewBox="0 0 390 295" fill="currentColor" role="img"><title>{", ".join(names)} by '
-        f"epoch, best epoch {best}</title>{''.join(shapes)}</svg>"
-    )
-
-
-def predict(path, sentences, device):
+def predict(path, sentences):
     """Sentences (["-"]: stdin's lines) -> a .pose file each and index.html, in a folder."""
-    model, tokenizer, max_gloss_len, facts = read_checkpoint(
-        path, lambda contents: (*rebuild(contents), checkpoint_facts(contents))
-    )
+    model, tokenizer, max_gloss_len, facts = load_model(path)
     if len(model.mean) != 2 * len(POINTS):
         raise SystemExit(f"error: {path} is no model of a .pose file's {len(POINTS)} keypoints")
     if sentences == ["-"]:
         sentences = [line for line in sys.stdin.read().splitlines() if line.strip()]
-        if not sentences:
-            raise SystemExit("error: --predict - needs a sentence, and stdin has none")
-    for sentence in sentences:
-        if not split_glosses(sentence):
+    for sentence in sentences or [""]:
+        if not split_words(sentence):
             raise SystemExit(f"error: --predict needs glosses, and {sentence!r} has none")
-    generated = list(generate(model.to(device), tokenizer, sentences, max_gloss_len, device))
-    folder = new_folder()
-    items = []
+        sentence.encode()  # an error for what is no UTF-8, which run_script tells
+    generated = generate(model.to(pick_device()), tokenizer, sentences, max_gloss_len)
+    folder, items = new_folder(), []
     for i, (sentence, made) in enumerate(zip(sentences, generated, strict=True), 1):
-        plan = page_plan(sentence, made, tokenizer, max_gloss_len, model.fps)
         name = re.sub(r"[^A-Z0-9]+", "_", " ".join(split_glosses(sentence)))[:60]
-        file = f"{i:03}_{name}.pose"
-        save(f"{folder}/{file}", pose_file(made))
-        items.append(
-            {
-                "label": f"sentence {i} of {len(sentences)}",
-                "facts": {"Duration": f"{made.seconds:.2f} s"},
-                "clips": [page_clip("generated", visible(made), made.seconds)],
-                "file": file,
-                **plan,
-            }
-        )
-        print(f"{folder}/{file}   {made.seconds:.2f} s{notes_of(plan, max_gloss_len)}")
+        file, notes = f"{i:03}_{name}.pose", notes_of(made, model.fps)
+        save(f"{folder}/{file}", pose_file(made, model.fps))
+        items.append(page_item("new", notes, made, model.fps, file=file))
+        print(f"{folder}/{file}   {notes}")
     save(f"{folder}/index.html", page("new sentences", facts, items, model.fps))
     print(f"{folder}/index.html plays them")
-
-
-def checkpoint_facts(contents):
-    """A best_<model>.pt's contents -> what predictions say about it."""
-    metrics = contents["metrics"]
-    facts = {
-        "data": contents["data"],
-        "model": contents["model"],
-        "best_epoch": metrics["epoch"],
-        "date": contents["date"],
-    }
-    for name in ("val_mse", "val_mae", "mean_pose_mse", "motion", "duration_error"):
-        facts[name] = f"{metrics[name]:.5f}"
-    return facts
 
 
 def new_folder():
@@ -2734,44 +2340,20 @@ def new_folder():
             return folder
 
 
-def notes_of(plan, max_gloss_len):
-    """What the terminal says of a sentence's plan."""
-    unknown = [word["word"] for word in plan["words"] if not word["known"]]
-    unsigned = [word["word"] for word in plan["words"] if not word["signed"]]
-    text = f"   cut to {max_gloss_len} glosses" if plan["cut"] else ""
-    text += f"   unknown: {' '.join(unknown)}" if unknown else ""
-    return text + (f"   not signed: {' '.join(unsigned)}" if unsigned else "")
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the run of last_<model>.pt"
-    )
-    parser.add_argument(
-        "--predict",
-        nargs="+",
-        metavar="GLOSSES",
-        help="let best_<model>.pt sign; -: lines of stdin",
-    )
+    add = parser.add_argument
+    add("--model", choices=MODELS, required=True)
+    add("--resume", action="store_true", help="go on with the run of last_<model>.pt")
+    add("--predict", nargs="+", metavar="GLOSSES", help="let best_<model>.pt sign; -: from stdin")
     asked = parser.parse_args(argv)
-    device = pick_device()
     if asked.predict:
-        predict(f"best_{asked.model}.pt", asked.predict, device)
-        return
-    check_settings()
-    check_memory(asked.model, device)
-    try:
-        train(asked.model, asked.resume, device)
-    except RuntimeError as error:
-        if not dist.is_initialized() or not re.search("peer|remote process", str(error)):
-            raise
-        raise SystemExit(
-            "error: another process of this run is gone, so that this one ends, too"
-        ) from None
+        predict(f"best_{asked.model}.pt", asked.predict)
+    else:
+        check_settings()
+        train(asked.model, asked.resume)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What each choice is worth, by hand: python tests/bench_ablation.py DATA [--rows R ...]
+"""What each choice is worth, by hand: python tests/bench_ablation.py DATA [--rows ROW ...]
 
-Every row is train_final_model.py with other settings, or with another class in place of one of its
-own, run in a process of its own with EPOCHS = 10. A line per run goes to ablation.jsonl; the table
-of all that it holds is printed. On a CPU core a run takes minutes. What was measured and decided
-stands in ABLATION.md.
+Every row is train_final_model.py in which other settings, or other classes and functions, stand in
+the place of its own. It runs in a process of its own, with EPOCHS = 10. A line per run goes to
+ablation.jsonl; the table of all that it holds is printed. On a CPU core a run takes minutes. What
+was measured and decided stands in ABLATION.md.
 """
 
 import argparse
 import collections
 import contextlib
+import copy
 import io
 import json
 import math
@@ -21,44 +22,128 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import train_final_model as script  # noqa: E402
 
+shipped_layers = script.pre_norm_layers
+shipped_loss = script.training_loss
 
-class FreeAttention(script.GRUModel):
-    """Frames search the glosses by their time and phase alone; durations place nothing."""
 
-    def __init__(self, hidden_dim, **sizes):
-        super().__init__(hidden_dim=hidden_dim, **sizes)
-        self.search = torch.nn.Linear(2 * script.WAVE_DIM, hidden_dim)
+# ---- the frames' queries and the decoder
+class Unplaced(script.PoseModel):
+    """Durations place nothing: a frame's query is made of its time and its phase alone."""
 
-    def place_signs(self, signs, token_mask, durations, time, phase):
-        time = script.sinusoidal_features(time).expand(*phase.shape, -1)
-        phase = script.sinusoidal_features(phase)
-        search = self.search(torch.cat([phase, time], -1))
-        scores = search @ signs.transpose(1, 2) / math.sqrt(signs.shape[-1])
+    def time_line(self, durations, token_mask, n_frames, longest):
+        window, places = super().time_line(durations, token_mask, n_frames, longest)
+        within_sign = torch.arange(places.shape[-1], device=places.device) < script.WAVE_DIM
+        return torch.zeros_like(window), places.masked_fill(within_sign, 0)
+
+
+class FreeAttention(script.GRUDecoder):
+    """The frames search the words by attention."""
+
+    def __init__(self, width, **sizes):
+        super().__init__(width, **sizes)
+        self.search = nn.Linear(width, width)
+
+    def forward(self, queries, frame_mask, states, token_mask):
+        scores = self.search(queries) @ states.mT / math.sqrt(states.shape[-1])
         window = scores.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
-        nowhere = torch.zeros_like(phase)
-        return self.query(torch.cat([window @ signs, nowhere, phase, time], -1))
+        return super().forward(queries + window @ states, frame_mask, states, token_mask)
 
 
-class TwoDecoderLayers(script.GRUModel):
-    def __init__(self, hidden_dim, **sizes):
-        super().__init__(hidden_dim=hidden_dim, **sizes)
-        self.second = script.TwoWayGRU(hidden_dim, hidden_dim)
+class TwoDecoderLayers(script.GRUDecoder):
+    def __init__(self, width, **sizes):
+        super().__init__(width, **sizes)
+        self.second = script.TwoWayGRU(width, width)
 
-    def decode(self, queries, frame_mask, states, token_mask):
-        queries = super().decode(queries, frame_mask, states, token_mask)
+    def forward(self, queries, frame_mask, states, token_mask):
+        queries = super().forward(queries, frame_mask, states, token_mask)
         return queries + self.second(queries, frame_mask)
 
 
-class SignsFromSentences(script.GRUModel):
+class DropoutByFrames(script.PoseModel):
+    """Every frame drops features by itself."""
+
+    def drop_features(self, features):
+        return self.dropout(features)
+
+
+def usual_layers(*sizes):
+    """Attention as PyTorch begins it: its layers are not the identity."""
+    layers = shipped_layers(*sizes)
+    for name, weight in layers.named_parameters():
+        if weight.dim() == 2 and ("out_proj" in name or "linear2" in name):
+            nn.init.xavier_uniform_(weight)
+    return layers
+
+
+# ---- a decoder that reads its own last frame
+class OwnFrames(nn.Module):
+    """A GRU cell that is given, beside the query of a frame, the frame before it.
+
+    In training that is the real one (teacher forcing) or, in a share of the frames that rises over
+    the first steps, the one that it made itself (scheduled sampling), through which no gradient
+    flows. Otherwise it is always the one that it made itself.
+    """
+
+    rise = 500  # steps
+
+    def __init__(self, output, own_share):
+        super().__init__()
+        self.output = output  # the model's: a state -> a standardised frame
+        self.own_share = own_share
+        width = output.in_features
+        self.gru = nn.GRU(width + output.out_features, width, batch_first=True)
+        self.teacher = None  # (B, T, D), the batch's real frames, standardised
+        self.steps = 0
+
+    def forward(self, queries, frame_mask, states, token_mask):
+        if self.training and not self.own_share:  # all frames in one call
+            before = nn.functional.pad(self.teacher, (0, 0, 1, 0))[:, :-1]
+            return queries + self.gru(torch.cat([queries, before], -1))[0]
+        self.steps += self.training
+        share = self.own_share * min(1, self.steps / self.rise)
+        before = queries.new_zeros(len(queries), 1, self.output.out_features)
+        memory, made = None, []
+        for t, query in enumerate(queries.split(1, dim=1)):
+            state, memory = self.gru(torch.cat([query, before], -1), memory)
+            made.append(query + state)
+            before = self.output(made[-1]).detach()
+            if self.training:
+                own = torch.rand(len(queries), 1, 1, device=queries.device) < share
+                before = torch.where(own, before, self.teacher[:, t : t + 1])
+        return torch.cat(made, 1)
+
+
+class TeacherForcing(script.PoseModel):
+    own_share = 0.0
+
+    def __init__(self, **args):
+        super().__init__(**args)
+        self.decoder = OwnFrames(self.output, self.own_share)
+
+
+class ScheduledSampling(TeacherForcing):
+    own_share = 0.5
+
+
+def loss_with_teacher(model, batch):
+    """The training loss of a model whose decoder is shown the real frames; unseen is the mean."""
+    standardised = (batch["pose"] - model.mean) / model.std
+    model.decoder.teacher = standardised.nan_to_num()
+    return shipped_loss(model, batch)
+
+
+# ---- what is signed, and the plan
+class SignsFromSentences(script.GRUEncoder):
     """What is signed, too, comes from the word within its sentence."""
 
-    def encode(self, tokens, token_mask):
-        _, states = super().encode(tokens, token_mask)
+    def forward(self, tokens, token_mask):
+        _, states = super().forward(tokens, token_mask)
         return states, states
 
 
@@ -66,8 +151,8 @@ class TextOrder(script.Plan):
     """No plan: the signs are the tokens in the order of the text."""
 
     def forward(self, states, durations, token_mask):
-        places = torch.arange(states.shape[1]).expand(token_mask.shape)
-        return places, torch.eye(states.shape[1]).expand(len(states), -1, -1)
+        order = torch.eye(states.shape[1], device=states.device).expand(len(states), -1, -1)
+        return order.argmax(1), order
 
 
 class KeysByPlaces(script.Plan):
@@ -80,19 +165,19 @@ class KeysByPlaces(script.Plan):
 class Attention(script.Plan):
     """Sign i reads the tokens by attention, and begins by reading token i."""
 
-    def __init__(self, states_dim):
-        super().__init__(states_dim)
-        self.query = torch.nn.Linear(states_dim, states_dim)
-        self.key = torch.nn.Linear(states_dim, states_dim)
-        self.own_token = torch.nn.Parameter(torch.tensor(3.0))
+    def __init__(self, width):
+        super().__init__(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.own_token = nn.Parameter(torch.tensor(3.0))
 
     def scores(self, states, token_mask):
-        place = torch.arange(states.shape[1]).expand(token_mask.shape)
+        place = torch.arange(states.shape[1], device=states.device).expand(token_mask.shape)
         behind = token_mask.sum(1, keepdim=True) - 1 - place
         waves = [script.sinusoidal_features(x / self.half_turn) for x in (place, behind)]
         placed = states + self.counts(torch.cat(waves, -1))
         scores = self.query(placed) @ self.key(placed).mT / math.sqrt(states.shape[-1])
-        return scores + self.own_token * torch.eye(states.shape[1])
+        return scores + self.own_token * torch.eye(states.shape[1], device=states.device)
 
     def forward(self, states, durations, token_mask):
         scores = self.scores(states, token_mask)
@@ -113,45 +198,31 @@ class Sinkhorn(Attention):
         return order.argmax(1), order
 
 
-class DropoutByFrames(script.GRUModel):
-    """Every frame drops features by itself."""
-
-    def drop_features(self, frames):
-        return self.dropout(frames)
-
-
-class UsualInitialisation(script.TransformerModel):
-    """PyTorch's own, whose layers do not begin as the identity."""
-
-    def __init__(self, **sizes):
-        super().__init__(**sizes)
-        for name, weight in self.core.named_parameters():
-            if weight.dim() == 2 and ("out_proj" in name or "linear2" in name):
-                torch.nn.init.xavier_uniform_(weight)
-
-
-# A row's name -> other settings, and other classes by the model's name or in the Plan's place
+# A row's name -> what stands in the place of the script's own, by its name there
+OWN_FRAMES = {"training_loss": loss_with_teacher}
 ROWS = {
-    "as shipped": ({}, {}),
-    "no speed loss": ({"SPEED_WEIGHT": 0.0}, {}),
-    "no word dropout": ({"WORD_DROPOUT": 0.0}, {}),
-    "no average of the weights": ({"AVERAGE": 0.0}, {}),
-    "dropout 0.3": ({"DROPOUT": 0.3}, {}),
-    "word dropout 0.2": ({"WORD_DROPOUT": 0.2}, {}),
-    "speed loss 0.3": ({"SPEED_WEIGHT": 0.3}, {}),
-    "speed loss 1": ({"SPEED_WEIGHT": 1.0}, {}),
-    "warm-up of 1 %": ({"WARMUP": 0.01}, {}),
-    "half the width": ({"HIDDEN_DIM": 256, "EMBED_DIM": 128}, {}),
-    "free attention, no durations": ({}, {"gru": FreeAttention}),
-    "no plan": ({}, {"Plan": TextOrder}),
-    "keys by places alone": ({}, {"Plan": KeysByPlaces}),
-    "signs read by attention": ({}, {"Plan": Attention}),
-    "attention, each token read once": ({}, {"Plan": Sinkhorn}),
-    "signs from the sentence": ({}, {"gru": SignsFromSentences}),
-    "dropout by frames": ({}, {"gru": DropoutByFrames}),
-    "dropout by frames, speed loss 0.3": ({"SPEED_WEIGHT": 0.3}, {"gru": DropoutByFrames}),
-    "two decoder layers": ({}, {"gru": TwoDecoderLayers}),
-    "usual initialisation": ({}, {"transformer": UsualInitialisation}),
+    "as shipped": {},
+    "no speed loss": {"SPEED_WEIGHT": 0.0},
+    "no word dropout": {"WORD_DROPOUT": 0.0},
+    "no average of the weights": {"AVERAGE": 0.0},
+    "dropout 0.3": {"DROPOUT": 0.3},
+    "word dropout 0.2": {"WORD_DROPOUT": 0.2},
+    "speed loss 0.3": {"SPEED_WEIGHT": 0.3},
+    "speed loss 1": {"SPEED_WEIGHT": 1.0},
+    "warm-up of 1 %": {"WARMUP": 0.01},
+    "half the width": {"HIDDEN_DIM": 256, "EMBED_DIM": 128},
+    "free attention, no durations": {"PoseModel": Unplaced, "GRUDecoder": FreeAttention},
+    "no plan": {"Plan": TextOrder},
+    "keys by places alone": {"Plan": KeysByPlaces},
+    "signs read by attention": {"Plan": Attention},
+    "attention, each token read once": {"Plan": Sinkhorn},
+    "signs from the sentence": {"GRUEncoder": SignsFromSentences},
+    "dropout by frames": {"PoseModel": DropoutByFrames},
+    "dropout by frames, speed loss 0.3": {"PoseModel": DropoutByFrames, "SPEED_WEIGHT": 0.3},
+    "two decoder layers": {"GRUDecoder": TwoDecoderLayers},
+    "autoregressive, teacher forcing": {**OWN_FRAMES, "PoseModel": TeacherForcing},
+    "autoregressive, scheduled sampling": {**OWN_FRAMES, "PoseModel": ScheduledSampling},
+    "usual initialisation": {"pre_norm_layers": usual_layers},  # of the Transformer
 }
 SHOWN = {
     "MSE / mean pose": lambda run: float(run["val_mse"]) / float(run["mean_pose_mse"]),
@@ -166,44 +237,48 @@ SHOWN = {
 
 def recall_at_1(model, tokenizer, max_gloss_len, clips):
     """Share of generated clips whose nearest real one, both at 32 frames, has the same gloss."""
-    glosses = clips["gloss"][:]
-    made = script.generate(model, tokenizer, glosses, max_gloss_len, torch.device("cpu"))
-    poses = [clip["pose"].reshape(-1, model.mean.numel() // 2, 2) for clip in clips]
-    real = np.stack([script.resample(pose, 32) for pose in poses])
+    real = np.stack([script.resample(script.pose_of(clips, i), 32) for i in range(len(clips))])
+    made = script.generate(model, tokenizer, clips.glosses, max_gloss_len)
     found = 0
-    for gloss, signed in zip(glosses, made, strict=True):
+    for gloss, signed in zip(clips.glosses, made, strict=True):
         error = np.nanmean((script.resample(signed.pose, 32) - real) ** 2, axis=(1, 2, 3))
-        found += glosses[int(np.nanargmin(error))] == gloss
-    return found / len(glosses)
+        found += clips.glosses[int(error.argmin())] == gloss
+    return found / len(clips)
 
 
-def spoil(clip):
+def spoil(gloss):
     """One gloss of a sentence becomes one that training never had."""
-    words = clip["gloss"].split()
-    words[random.Random(clip["gloss"]).randrange(len(words))] = "NEVERSEEN"
-    return {"gloss": " ".join(words)}
+    words = gloss.split()
+    words[random.Random(gloss).randrange(len(words))] = "NEVERSEEN"
+    return " ".join(words)
+
+
+def set_row(row):
+    """What the row has in place of the script's own -> into the script."""
+    for name, value in ROWS[row].items():
+        setattr(script, name, value)
+    for name, (title, encoder, decoder) in script.MODELS.items():
+        parts = [getattr(script, part.__name__) for part in (encoder, decoder)]
+        script.MODELS[name] = (title, *parts)
 
 
 def train(asked):
-    """One run, in this process and folder -> prints its closing block, with two figures more."""
-    settings, classes = ROWS[asked["row"]]
-    for name, value in {**asked["settings"], **settings}.items():
+    """One run, in this process and folder -> prints its closing figures, and two more."""
+    for name, value in asked["settings"].items():
         setattr(script, name, value)
-    script.Plan = classes.get("Plan", script.Plan)
-    script.MODELS.update({name: made for name, made in classes.items() if name != "Plan"})
+    set_row(asked["row"])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         script.main(["--model", asked["model"]])
-        clips, _ = script.load_clips()
-    block = printed.getvalue().split("\n\n")[-1].split("\ndata  ")[0]
+        block = printed.getvalue().split("\n\n")[-1]
+        clips = script.load_clips()[0]["validation"]
     values = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
-    model, tokenizer, length = script.load_checkpoint(f"best_{asked['model']}.pt")
-    validation = clips["validation"].with_format("numpy")
-    values["recall_at_1"] = recall_at_1(model, tokenizer, length, validation)
-    spoiled = {**clips, "validation": clips["validation"].map(spoil)}
-    loader = script.make_loaders(spoiled, tokenizer)["validation"]
-    values["unknown_mse"] = script.evaluate(model, loader, torch.device("cpu"))["val_mse"]
-    print(json.dumps(values))
+    model, tokenizer, max_gloss_len, _ = script.load_model(f"best_{asked['model']}.pt")
+    values["recall_at_1"] = recall_at_1(model, tokenizer, max_gloss_len, clips)
+    spoiled = copy.copy(clips)
+    spoiled.glosses = [spoil(gloss) for gloss in clips.glosses]
+    metrics = script.evaluate(model, spoiled.with_tokens(tokenizer), torch.device("cpu"))
+    print(json.dumps({**values, "unknown_mse": metrics["val_mse"]}))
 
 
 def run(row, model, seed, settings):
@@ -217,25 +292,32 @@ def run(row, model, seed, settings):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def mean_and_spread(values, digits=3):
+    """A value for each seed -> "0.123 ± 0.004"; nothing behind it where there is only one."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
 def table(file):
     runs = collections.defaultdict(list)
     for line in file.read_text().splitlines():
         entry = json.loads(line)
         runs[Path(entry["data"]).name, entry["model"], entry["epochs"], entry["row"]].append(entry)
-    print("| data | model | epochs | edit | seeds |", *(f" {title} |" for title in SHOWN), sep="")
+    print("| data | model | epochs | row | seeds |", *(f" {title} |" for title in SHOWN), sep="")
     print("|---" * (5 + len(SHOWN)) + "|")
     for key, group in sorted(runs.items()):
-        shown = []
-        for show in SHOWN.values():
-            values = [show(entry) for entry in group]
-            spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
-            shown.append(f"{np.mean(values):.3f}{spread}")
+        shown = [mean_and_spread([show(entry) for entry in group]) for show in SHOWN.values()]
         print(f"| {' | '.join([*map(str, key), str(len(group)), *shown])} |")
+
+
+def place_of(data):
+    """A DATASET that a run in another folder finds as well."""
+    return data if data == "sample" else os.path.abspath(data)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", help="a folder of gloss and pose; none: the table alone")
+    parser.add_argument("data", nargs="?", help="a folder, or sample; none: the table alone")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS], metavar="ROW")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--model", default="gru")
@@ -248,7 +330,7 @@ def main():
         return
     settings = {"EPOCHS": asked.epochs, "BERT_NAME": asked.bert}
     for row in asked.rows if asked.data else ():
-        settings["DATASET"] = os.path.abspath(asked.data)
+        settings["DATASET"] = place_of(asked.data)
         for seed in asked.seeds:
             figures = run(row, asked.model, seed, settings)
             entry = {"row": row, "seed": seed, "epochs": asked.epochs, **figures}

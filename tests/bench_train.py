@@ -8,80 +8,104 @@ frames in Python.
 import contextlib
 import io
 import multiprocessing
+import os
 import resource
+import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import train_final_model as script  # noqa: E402 (before torch, as it sets torch's threads)
 
+# isort: split
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from helpers import small  # noqa: E402
 from torch import nn  # noqa: E402
 
-import model_selection as script  # noqa: E402
+CLIPS = 64
+GLOSSES = 8
+MANY_STEPS = 10**6  # of the schedule, so that its rates hardly change
+FORK = multiprocessing.get_context("fork")  # which imports nothing anew
 
-CLIPS, FRAMES, GLOSSES = 64, 96, 8
 
+class CellDecoder(nn.Module):
+    """A GRU cell that is given the pose that it made of the frame before."""
 
-class Autoregressive(script.GRUModel):
-    def __init__(self, hidden_dim, **sizes):
-        super().__init__(hidden_dim=hidden_dim, **sizes)
-        self.decoder = nn.GRUCell(hidden_dim + self.output.out_features, hidden_dim)
+    def __init__(self, width, **_):
+        super().__init__()
+        self.cell = nn.GRUCell(width + script.POSE_DIM, width)
+        self.pose = nn.Linear(width, script.POSE_DIM)
 
-    def decode(self, queries, frame_mask, states, token_mask):
-        hidden, pose = (
-            queries.new_zeros(queries[:, 0].shape),
-            queries.new_zeros(len(queries), len(self.mean)),
-        )
+    def forward(self, queries, frame_mask, states, token_mask):
+        hidden = torch.zeros_like(queries[:, 0])
+        pose = queries.new_zeros(len(queries), script.POSE_DIM)
         frames = []
         for query in queries.unbind(1):
-            hidden = self.decoder(torch.cat([query, pose.to(query.dtype)], -1), hidden)
-            pose = self.output(hidden)
+            hidden = self.cell(torch.cat([query, pose], -1), hidden)
+            pose = self.pose(hidden)
             frames.append(hidden)
         return torch.stack(frames, 1)
 
 
-def clips(n):
-    rng, words = np.random.default_rng(0), [f"word{i}" for i in range(200)]
-    return datasets.Dataset.from_list(
-        [
-            {
-                "key": "",
-                "gloss": " ".join(rng.choice(words, GLOSSES)),
-                "problem": "",
-                "seconds": FRAMES / 25,
-                "pose": rng.normal(size=FRAMES * 152).astype(np.float32),
-            }
-            for _ in range(n)
-        ],
-        features=script.CLIP,
-    )
+def random_clips(n):
+    """n Clips of MAX_FRAMES frames, whose store the process keeps when its folder is gone."""
+    rng, words = np.random.default_rng(0), script.SAMPLE_WORDS.split()
+    frames, seconds = script.MAX_FRAMES, script.MAX_FRAMES / script.FPS
+    rows = []
+    for i in range(n):
+        rows.append(script.Row(str(i), " ".join(rng.choice(words, GLOSSES)), None, "train", i))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(datasets.config, "HF_DATASETS_CACHE", folder),
+    ):
+        store = script.ClipStore("random")
+        for row in rows:
+            store.add([(row.uid, rng.normal(size=(frames, script.POSE_DIM)), seconds, None)])
+        return script.Clips([(row, store.clips[row.uid]) for row in rows], store)
 
 
 class Training:
-    """The training of a model on n clips."""
+    """The training of a model on n random clips."""
 
     def __init__(self, name, batch_size, n=CLIPS):
-        small(
-            MAX_FRAMES=FRAMES,
-            EMBED_DIM=256,
-            HIDDEN_DIM=512,
-            BATCH_SIZE=batch_size,
-            MIN_GLOSS_COUNT=1,
-        )
-        part = clips(n)
+        script.BATCH_SIZE = batch_size
+        script.MIN_GLOSS_COUNT = 1
+        script.MODELS["autoregressive"] = ("Autoregressive", script.GRUEncoder, CellDecoder)
+        clips = random_clips(n)
         with contextlib.redirect_stdout(io.StringIO()):
-            statistics, vocabulary = script.training_statistics(part)
-        script.MODELS["autoregressive"] = Autoregressive
-        parts = {"train": part, "validation": part}
-        self.run = script.new_run(name, parts, statistics, vocabulary, script.pick_device())
-        self.schedule = script.new_schedule(self.run.optimizer, 10**6)
+            statistics, vocabulary = script.training_statistics(clips)
+            device = script.pick_device()
+            self.run = script.Run(name, {"train": clips}, statistics, vocabulary, device)
+        self.clips = self.run.clips["train"]
+        self.order = self.run.order()
+        self.batches = [self.clips.batch(numbers, device) for numbers in self.order]
+        self.schedule = script.new_schedule(self.run.optimizer, MANY_STEPS, 0)
 
     def epoch(self):
         script.train_one_epoch(self.run, self.run.model, self.schedule, "")
+
+    def steps(self):
+        """Forward, backward and optimizer alone, on batches that are there."""
+        run = self.run
+        run.model.train()
+        for batch in self.batches:
+            with script.mixed_precision(run.device):
+                loss, _ = script.training_loss(run.model, batch)
+            run.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            run.optimizer.step()
+
+    @torch.no_grad()
+    def generate(self):
+        averaged = self.run.average.eval()
+        for batch in self.batches:
+            longest = batch["pose"].shape[1]
+            averaged(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
 
 
 def wait():
@@ -93,7 +117,7 @@ def seconds(*works, rounds=5):
     """The median time of each work, all of them in turn, after a round that warms up."""
     times = [[] for _ in works]
     for _ in range(rounds + 1):
-        for work, taken in zip(works, times, strict=False):
+        for work, taken in zip(works, times, strict=True):
             wait()
             began = time.perf_counter()
             work()
@@ -102,68 +126,111 @@ def seconds(*works, rounds=5):
     return [float(np.median(taken[1:])) for taken in times]
 
 
-def peak():
-    """MB at the peak: of the GPU's memory, or of this process."""
+def peak(work):
+    """MB at the peak of a work: of the GPU's memory, or of this process until now."""
     if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        work()
         return torch.cuda.max_memory_allocated() / 2**20
+    work()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def measure(name, batch_size):
-    training = Training(name, batch_size)
-    run = training.run
-    batches = [script.to_device(batch, run.device) for batch in run.loaders["train"]]
+class Measured(NamedTuple):
+    """Of a training and its generation."""
 
-    def steps():
-        """Forward, backward and optimizer alone, on batches that are there."""
-        run.model.train()
-        for batch in batches:
-            with script.mixed_precision(run.device):
-                loss, _ = script.training_loss(run.model, batch)
-            run.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            run.optimizer.step()
+    training: float  # clips a second
+    generation: float  # clips a second
+    outside: float  # share of an epoch that is not forward, backward or optimizer
+    training_memory: float  # MB at the peak
+    generation_memory: float  # MB at the peak
 
-    @torch.no_grad()
-    def generate():
-        averaged = run.average.eval()
-        for batch in batches:
-            averaged(batch["tokens"], batch["token_mask"], batch["n_frames"])
 
-    epoch, alone, generation = seconds(training.epoch, steps, generate)
-    return CLIPS / epoch, CLIPS / generation, 100 * (1 - alone / epoch), peak()
+def measure(training, rounds=5):
+    generation_memory = peak(training.generate)  # first: a process's peak does not fall again
+    training_memory = peak(training.epoch)
+    epoch, steps, generation = seconds(
+        training.epoch, training.steps, training.generate, rounds=rounds
+    )
+    clips = len(training.clips)
+    return Measured(
+        training=clips / epoch,
+        generation=clips / generation,
+        outside=1 - steps / epoch,
+        training_memory=training_memory,
+        generation_memory=generation_memory,
+    )
+
+
+class Apart:
+    """work(*arguments) in a forked process of its own, whose memory and faults are its own."""
+
+    def __init__(self, work, *arguments):
+        self.answer, there = FORK.Pipe(duplex=False)
+        self.process = FORK.Process(target=self.do, args=(there, work, arguments), daemon=True)
+        self.process.start()
+        there.close()
+
+    @staticmethod
+    def do(there, work, arguments):
+        os.setpgrp()  # so that what it starts can be ended with it
+        try:
+            there.send((True, work(*arguments)))
+        except (Exception, SystemExit) as error:
+            there.send((False, f"{type(error).__name__}: {script.reason_of(error)}"))
+
+    def result(self, limit=None):
+        """What the work gives, within so many seconds; RuntimeError with one line if nothing."""
+        try:
+            if not self.answer.poll(limit):
+                raise RuntimeError(f"not done after {limit} s")
+            done, value = self.answer.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"the process ended with {self.process.exitcode}") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.join()
+        if not done:
+            raise RuntimeError(value)
+        return value
+
+
+def measure_anew(name, batch_size):
+    return measure(Training(name, batch_size))
 
 
 def grow(times):
-    return seconds(Training("gru", 8, CLIPS * times).epoch, rounds=1)[0], peak()
+    """An epoch of so many times the clips -> seconds, MB at the peak."""
+    epoch = Training("gru", 8, CLIPS * times).epoch
+    return seconds(epoch, rounds=1)[0], peak(epoch)
 
 
-def apart(work, *arguments):
-    """In a process of its own, so that its memory is its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+def hardware():
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
 
 
 def main():
-    hardware = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    print(f"{hardware}, torch {torch.__version__}")
+    # in a process of its own, too: once CUDA is at work in this one, none can be forked
+    print(f"{Apart(hardware).result()}, torch {torch.__version__}")
     print(
-        f"{'':16}batch   training/s   generation/s   outside forward, backward, optimizer   peak MB"
+        f"{'':16}batch   training/s   generation/s   outside forward, backward, optimizer"
+        "   peak MB: training   generation"
     )
     for name in ("gru", "transformer", "autoregressive"):
         for batch_size in (8, 64):
-            train, generate, outside, memory = apart(measure, name, batch_size)
+            made = Apart(measure_anew, name, batch_size).result()
             print(
-                f"{name:16}{batch_size:5}{train:13.1f}{generate:15.1f}{outside:39.1f} %"
-                f"{memory:10.0f}",
+                f"{name:16}{batch_size:5}{made.training:13.1f}{made.generation:15.1f}"
+                f"{100 * made.outside:39.1f} %{made.training_memory:19.0f}"
+                f"{made.generation_memory:13.0f}",
                 flush=True,
             )
     for times in (1, 2, 4, 8):
-        took, memory = apart(grow, times)
+        took, memory = Apart(grow, times).result()
         print(
             f"an epoch of the GRU, {CLIPS * times:3} clips: {took:6.2f} s, peak {memory:.0f} MB",
             flush=True,

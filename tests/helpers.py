@@ -2,11 +2,16 @@
 
 import ast
 import csv
+import faulthandler
 import io
 import os
+import resource
+import signal
 import struct
 import subprocess
 import sys
+import time
+import traceback
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,66 +26,18 @@ import model_selection
 import train_final_model
 
 ROOT = Path(__file__).parents[1]
+TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 
 # MediaPipe Holistic, in the order of its own documentation
-BODY = [
-    "NOSE",
-    "LEFT_EYE_INNER",
-    "LEFT_EYE",
-    "LEFT_EYE_OUTER",
-    "RIGHT_EYE_INNER",
-    "RIGHT_EYE",
-    "RIGHT_EYE_OUTER",
-    "LEFT_EAR",
-    "RIGHT_EAR",
-    "MOUTH_LEFT",
-    "MOUTH_RIGHT",
-    "LEFT_SHOULDER",
-    "RIGHT_SHOULDER",
-    "LEFT_ELBOW",
-    "RIGHT_ELBOW",
-    "LEFT_WRIST",
-    "RIGHT_WRIST",
-    "LEFT_PINKY",
-    "RIGHT_PINKY",
-    "LEFT_INDEX",
-    "RIGHT_INDEX",
-    "LEFT_THUMB",
-    "RIGHT_THUMB",
-    "LEFT_HIP",
-    "RIGHT_HIP",
-    "LEFT_KNEE",
-    "RIGHT_KNEE",
-    "LEFT_ANKLE",
-    "RIGHT_ANKLE",
-    "LEFT_HEEL",
-    "RIGHT_HEEL",
-    "LEFT_FOOT_INDEX",
-    "RIGHT_FOOT_INDEX",
-]
-HAND = [
-    "WRIST",
-    "THUMB_CMC",
-    "THUMB_MCP",
-    "THUMB_IP",
-    "THUMB_TIP",
-    "INDEX_FINGER_MCP",
-    "INDEX_FINGER_PIP",
-    "INDEX_FINGER_DIP",
-    "INDEX_FINGER_TIP",
-    "MIDDLE_FINGER_MCP",
-    "MIDDLE_FINGER_PIP",
-    "MIDDLE_FINGER_DIP",
-    "MIDDLE_FINGER_TIP",
-    "RING_FINGER_MCP",
-    "RING_FINGER_PIP",
-    "RING_FINGER_DIP",
-    "RING_FINGER_TIP",
-    "PINKY_MCP",
-    "PINKY_PIP",
-    "PINKY_DIP",
-    "PINKY_TIP",
-]
+SIDES = ("LEFT", "RIGHT")
+EYES = [f"{side}_EYE{where}" for side in SIDES for where in ("_INNER", "", "_OUTER")]
+PAIRS = ["SHOULDER", "ELBOW", "WRIST", "PINKY", "INDEX", "THUMB"]
+PAIRS += ["HIP", "KNEE", "ANKLE", "HEEL", "FOOT_INDEX"]
+BODY = ["NOSE", *EYES, "LEFT_EAR", "RIGHT_EAR", "MOUTH_LEFT", "MOUTH_RIGHT"]
+BODY += [f"{side}_{pair}" for pair in PAIRS for side in SIDES]
+HAND = ["WRIST", "THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP"]
+for finger in ("INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY"):
+    HAND += [f"{finger}_MCP", f"{finger}_PIP", f"{finger}_DIP", f"{finger}_TIP"]
 PARTS = ["POSE", "FACE", "LEFT_HAND", "RIGHT_HAND", "POSE_WORLD"]
 POSE, FACE, LEFT, RIGHT, WORLD = (f"{part}_LANDMARKS" for part in PARTS)
 NAMES = {POSE: BODY, FACE: [str(i) for i in range(478)], LEFT: HAND, RIGHT: HAND, WORLD: BODY}
@@ -91,39 +48,11 @@ LAYOUTS = {
     "shuffled": {WORLD: 33, RIGHT: 21, FACE: 468, LEFT: 21, POSE: 33},
 }
 # The 76 points of DESIGN.md, by MediaPipe's numbers
-POINTS = [
-    *((LEFT, HAND[i]) for i in range(21)),
-    *((RIGHT, HAND[i]) for i in range(21)),
-    *((POSE, BODY[i]) for i in (0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16)),
-    *(
-        (FACE, str(i))
-        for i in (
-            61,
-            291,
-            17,
-            0,
-            70,
-            105,
-            107,
-            300,
-            334,
-            336,
-            161,
-            158,
-            33,
-            163,
-            153,
-            133,
-            388,
-            385,
-            263,
-            390,
-            380,
-            362,
-            9,
-        )
-    ),
-]
+OF_BODY = [0, 2, 5, 7, 8, 11, 12, 13, 14, 15, 16]
+OF_FACE = [61, 291, 17, 0, 70, 105, 107, 300, 334, 336, 161, 158]
+OF_FACE += [33, 163, 153, 133, 388, 385, 263, 390, 380, 362, 9]
+POINTS = [(part, name) for part in (LEFT, RIGHT) for name in HAND]
+POINTS += [(POSE, BODY[i]) for i in OF_BODY] + [(FACE, str(i)) for i in OF_FACE]
 
 
 def positions(frames, seed=0):
@@ -139,13 +68,17 @@ def positions(frames, seed=0):
     return where
 
 
-def pose_bytes(where, layout=576, fps=25, version=0.1, unseen=()):
-    """A .pose file; `unseen` points have a confidence of 0, and zeros, as trackers leave."""
+def pose_bytes(where, layout=576, fps=25, version=0.1, unseen=(), confidence=None):
+    """A .pose file; `unseen` points have zeros, as trackers leave, and a confidence of 0.
+
+    confidence: in its place, of all points.
+    """
     parts = {part: NAMES[part][:n] for part, n in LAYOUTS[layout].items()}
     keys = [(part, name) for part, names in parts.items() for name in names]
     xy = np.stack([where[key] * (key not in unseen) for key in keys], 1)
     data = np.concatenate([xy, np.full((*xy.shape[:2], 1), 7.0)], -1)[:, None].astype("<f4")
-    confidence = np.tile([key not in unseen for key in keys], (len(data), 1, 1)).astype("<f4")
+    sure = np.array([key not in unseen for key in keys]) if confidence is None else confidence
+    confidence = np.broadcast_to(sure, (len(data), 1, len(keys))).astype("<f4")
     components = [PoseHeaderComponent(part, names, [], [], "XYZC") for part, names in parts.items()]
     file = io.BytesIO()
     PoseHeader(version, PoseHeaderDimensions(640, 480, 0), components).write(file)
@@ -222,7 +155,6 @@ def small(**changes):
         "VALIDATION_CLIPS": 0,
         "MAX_BAD_SHARE": 0.9,
         "MAX_FRAMES": 12,
-        "PROCESSES": 0,
         "EMBED_DIM": 16,
         "HIDDEN_DIM": 16,
         "EPOCHS": 12,
@@ -271,20 +203,18 @@ def write_bert(folder):
 
 WORDS = ["<pad>", "<unk>", "GO", "HELLO", "SCHOOL", "WANT"]
 METRICS = {  # of a checkpoint that was not trained
-    "epoch": 7,
     "val_mse": 0.25,
     "val_mae": 0.375,
     "mean_pose_mse": 0.5,
     "motion": 0.75,
     "duration_error": 0.125,
+    "seen_error": 0.0625,
 }
 
 
 def write_checkpoint(path, name="gru", **changes):
     """A model that was not trained, with a left hand that no clip showed -> the model."""
-    torch.manual_seed(3)
-    seen = np.arange(152) >= 42
-    rng = np.random.default_rng(0)
+    rng, seen = np.random.default_rng(0), np.arange(152) >= 42
     values = {
         "mean": np.tile([0.2, 0.6], 76),
         "std": rng.uniform(0.2, 0.6, 152),
@@ -293,12 +223,21 @@ def write_checkpoint(path, name="gru", **changes):
     }
     statistics = {name: torch.tensor(value).float() for name, value in values.items()}
     small(MAX_FRAMES=96, **changes)
+    torch.manual_seed(3)
     model, _, built = model_selection.new_model(name, statistics, WORDS)
     for value in model.decoder.parameters():
         torch.nn.init.normal_(value, 0, 0.5)
-    contents = {**built, "data": "none", "date": "2026-01-02", "metrics": METRICS}
+    metrics = {"epoch": 7, "train_mse": 0.5, "learning_rate": 1e-3, **METRICS, "seconds": 1.0}
+    contents = {**built, "data": "none", "date": "2026-01-02", "metrics": metrics}
     model_selection.save(path, {**contents, "weights": model.state_dict()})
     return model.eval()
+
+
+def shrink_sample(patch, times=20):
+    """Make the sample of both scripts so many times smaller, in this process."""
+    make = model_selection.sample_rows
+    for script in SCRIPTS:
+        patch.setattr(script, "sample_rows", lambda n, seed: make(n // times, seed))
 
 
 def edited(source, **settings):
@@ -313,6 +252,35 @@ def edited(source, **settings):
         else:
             raise AssertionError(f"no setting {name}")
     return source
+
+
+def fork(work, kill_after=None, limit=None):
+    """work() in a process of its own -> (status, or the signal below 0; stdout; stderr).
+
+    kill_after: seconds until `kill -9`; limit: the largest file that it may write, in bytes.
+    """
+    child = os.fork()
+    if child == 0:
+        with open("out.txt", "w") as out, open("err.txt", "w") as err:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = out, err
+            faulthandler.dump_traceback_later(120, exit=True, file=err)  # where it hangs
+            if limit:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                train_final_model.run_script(work)
+            except BaseException:
+                traceback.print_exc()
+                err.flush()
+            os._exit(99)  # what run_script does not make a line of
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    out, err = (Path(name).read_text() for name in ("out.txt", "err.txt"))
+    return os.waitstatus_to_exitcode(status), out, err
 
 
 def run(folder, script, *arguments, **settings):

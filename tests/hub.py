@@ -1,23 +1,18 @@
 """A hub on localhost for the real client (HF_ENDPOINT): a gated data set, ranges, and faults."""
 
+import functools
+import hashlib
 import json
 import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
-SHA = "0123456789abcdef0123456789abcdef01234567"
-HASTE = """import time
-sleep = time.sleep
-time.sleep = lambda seconds: sleep(seconds / 20)
-"""
 
-
-def wait_less(folder, monkeypatch):
-    """Pauses between tries, ours and the client's, are 20 times shorter in started scripts."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(HASTE)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+@functools.cache
+def sha1(data):
+    return hashlib.sha1(data).hexdigest()
 
 
 class Hub:
@@ -26,15 +21,13 @@ class Hub:
     `tokens`: {token: None, or the status that it gets}; no or another token gets 401. `faults`:
     what happens to the next range requests, one after the other: a status such as 503, "cut"
     (half of the body, then the line drops), "html" (another page, status 200), "wrong" (zeros),
-    "long", or None. `ranges`: (path, first byte, number of bytes sent) of those that were answered.
+    "long", or None. `delay`: seconds that each of them takes. `ranges`: (path, first byte, number
+    of bytes sent) of those that were answered.
     """
 
-    def __init__(self, repo, files, tokens):
-        self.repo, self.files, self.tokens = repo, files, tokens
-        self.log_in_page = False  # a proxy's, with status 200, in place of every listing
-        self.faults, self.ranges, self.requests, self.lock = [], [], [], threading.Lock()
-
-    def __enter__(self):
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.reset("", {})
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -52,11 +45,16 @@ class Hub:
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        return self
 
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
+    def reset(self, repo, tokens):
+        self.repo, self.tokens, self.files = repo, tokens, {}
+        self.log_in_page = False  # a proxy's, with status 200, in place of every listing
+        self.faults, self.ranges, self.requests, self.delay = [], [], [], 0
+
+    def sha(self):
+        """Of the revision: another one where a file is another."""
+        contents = [(name, sha1(data)) for name, data in sorted(self.files.items())]
+        return sha1(repr(contents).encode())
 
     def answer(self, request):
         length = int(request.headers.get("Content-Length") or 0)
@@ -80,20 +78,31 @@ class Hub:
         if re.fullmatch(rf"/api/datasets/{self.repo}(/revision/[^/]+)?", path):
             siblings = [{"rfilename": name} for name in self.files]
             return self.send_json(
-                request, {"id": self.repo, "sha": SHA, "siblings": siblings, "tags": []}
+                request, {"id": self.repo, "sha": self.sha(), "siblings": siblings, "tags": []}
             )
-        entries = [
-            {"type": "file", "path": name, "size": len(data), "oid": f"{i:040d}"}
-            for i, (name, data) in enumerate(self.files.items())
-        ]
-        if re.fullmatch(rf"/api/datasets/{self.repo}/tree/[^/]+/?", path):
-            return self.send_json(request, entries)
+        if match := re.fullmatch(rf"/api/datasets/{self.repo}/tree/[^/]+/?(.*)", path):
+            recursive = "true" in parse_qs(url.query).get("recursive", [""])[0].lower()
+            return self.send_json(request, self.tree(match[1], recursive))
+        entries = self.tree("", recursive=True)
         if re.fullmatch(rf"/api/datasets/{self.repo}/paths-info/[^/]+", path):
             wanted = (
                 json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
             )
             return self.send_json(request, [entry for entry in entries if entry["path"] in wanted])
         return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    def tree(self, folder, recursive):
+        """The entries of a listing of a folder, in which folders are entries, too."""
+        entries = {}
+        for name, data in self.files.items():
+            parts = name.split("/")
+            for i in range(1, len(parts)):
+                path = "/".join(parts[:i])
+                entries[path] = {"type": "directory", "path": path, "size": 0, "oid": "0" * 40}
+            entries[name] = {"type": "file", "path": name, "size": len(data), "oid": "1" * 40}
+        start = f"{folder}/" if folder else ""
+        within = [path for path in entries if path.startswith(start)]
+        return [entries[path] for path in within if recursive or "/" not in path[len(start) :]]
 
     def send_json(self, request, value):
         if self.log_in_page:
@@ -105,16 +114,17 @@ class Hub:
     def send_file(self, request, name):
         if name not in self.files:
             return self.send(
-                request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": SHA}
+                request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.sha()}
             )
         data, status = self.files[name], 200
         headers = {
-            "ETag": f'"{abs(hash(name)):040x}"',
-            "X-Repo-Commit": SHA,
+            "ETag": f'"{sha1(data)}"',
+            "X-Repo-Commit": self.sha(),
             "Accept-Ranges": "bytes",
         }
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range") or ""):
             first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
+            time.sleep(self.delay)
             with self.lock:
                 fault = self.faults.pop(0) if self.faults else None
             if isinstance(fault, int):

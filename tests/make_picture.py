@@ -40,17 +40,18 @@ def path(points, style, closed=False):
 
 
 def colour_of(part):
-    return "#{:02x}{:02x}{:02x}".format(*script.COLOURS[part])
+    return "#{:02x}{:02x}{:02x}".format(*script.COLOURS[list(script.PARTS).index(part)])
 
 
 def limbs(pose, part):
     """A part's limbs, of a pose (K, 2) in pixels -> one path of all that are seen."""
     first = script.POINTS.index((part, script.PARTS[part][0]))
-    pairs = np.array(script.LIMBS[part]) + first
+    lines = [np.array(line) + first for line in script.LINES[part]]
+    pairs = [pair for line in lines for pair in zip(line, line[1:], strict=False)]
     if part == "POSE_LANDMARKS":
-        pairs = [pair for pair in pairs if pair.min() >= script.SHOULDERS[0]]  # the head is below
+        pairs = [pair for pair in pairs if min(pair) >= script.SHOULDERS[0]]  # the head is below
     drawn = ""
-    for start, end in (pose[pair] for pair in pairs):
+    for start, end in (pose[list(pair)] for pair in pairs):
         if np.isfinite(start + end).all():
             drawn += f"M{start[0]:.1f} {start[1]:.1f}L{end[0]:.1f} {end[1]:.1f}"
     width = {"POSE_LANDMARKS": 5, "FACE_LANDMARKS": 1.3}.get(part, 2)
@@ -104,35 +105,34 @@ def row(clip, seconds, top):
     return "".join(parts)
 
 
-def plan(sentence, signs, top):
+def plan(made, top):
     """The words of a Generated's signs, each as wide as it lasts."""
-    words = script.split_glosses(sentence)
-    whole = sum(seconds for _, seconds in signs)
+    whole = sum(seconds for _, seconds in made.signs)
     parts, left = [], LEFT
-    for number, seconds in signs:
+    for number, seconds in made.signs:
         width = FRAMES * CELL[0] * seconds / whole
         box = f'x="{left + 1:.1f}" y="{top}" width="{max(width - 2, 1):.1f}" height="22" rx="4"'
         parts.append(f'<rect {box} fill="{TEXT}" fill-opacity=".2" stroke="none"/>')
         if width > 40:
-            parts.append(text(left + width / 2, top + 15, words[number]))
+            parts.append(text(left + width / 2, top + 15, made.words[number]))
         left += width
     return "".join(parts)
 
 
-def strip(sentence, real, seconds, made):
-    """A sentence, its clip (T, K, 2), its seconds and its Generated -> an SVG."""
+def strip(real, seconds, made):
+    """A clip (T, K, 2), its seconds and the Generated of its sentence -> an SVG."""
     second, below = TOP + CELL[1], TOP + 2 * CELL[1] + 6
     width, height = LEFT + FRAMES * CELL[0] + 8, below + 30
     side = 'style="text-anchor:start;font-weight:600"'
-    title = f"{sentence} (sample data: made-up signs)"
+    title = f"{' '.join(made.words)} (sample data: made-up signs)"
     parts = [
         text(8, 18, title, side),
         row(real, seconds, TOP),
-        row(script.visible(made), made.seconds, second),
+        row(np.where(made.confidence[..., None] >= 0.5, made.pose, np.nan), made.seconds, second),
         text(8, TOP + CELL[1] / 2, "real", side),
         text(8, second + CELL[1] / 2, "generated", side),
         text(8, below + 15, "its plan", side),
-        plan(sentence, made.signs, below),
+        plan(made, below),
     ]
     shape = 'fill="none" stroke-linecap="round" stroke-linejoin="round"'
     style = f"text{{font:13px system-ui,sans-serif;fill:{TEXT};text-anchor:middle}}"
@@ -149,30 +149,28 @@ def trained():
         datasets.config.HF_DATASETS_CACHE = Path(folder)
         with contextlib.redirect_stdout(io.StringIO()):
             script.main(["--model", "gru"])
-            clips, _ = script.load_clips()
-        validation = clips["validation"].with_format("numpy")[:]
-        model, tokenizer, length, *_ = script.load_checkpoint("best_gru.pt")
-        cpu = next(model.parameters()).device
-        made = list(script.generate(model, tokenizer, list(validation["gloss"]), length, cpu))
+            clips = script.load_clips()[0]["validation"]
+        model, tokenizer, length, _ = script.load_model("best_gru.pt")
+        made = list(script.generate(model, tokenizer, clips.glosses, length))
+        clips.frames = clips.frames.clone()  # out of the folder that ends here
         os.chdir(FILE.parents[1])
-    return validation, made
+    return clips, made
 
 
 def main():
     script.DATASET, script.EPOCHS, script.PATIENCE = "sample", EPOCHS, EPOCHS
-    script.check_settings()
     clips, generated = trained()
-    real = [pose.reshape(-1, len(script.POINTS), 2) for pose in clips["pose"]]
     errors = {}
-    for i, pose in enumerate(real):
-        ways = np.abs(np.diff(pose[:, script.WRISTS], axis=0)).sum(0).max(-1)  # shoulder widths
-        if len(script.split_glosses(clips["gloss"][i])) == SIGNS and ways.min() > 1:
-            errors[i] = script.aligned_error(generated[i].pose, pose)
+    for i, made in enumerate(generated):
+        real = script.pose_of(clips, i)
+        ways = np.abs(np.diff(real[:, script.WRISTS], axis=0)).sum(0).max(-1)  # shoulder widths
+        if len(made.words) == SIGNS and ways.min() > 1:
+            errors[i] = script.aligned_error(made.pose, real)
     i = sorted(errors, key=errors.get)[len(errors) // 2]
-    svg = strip(clips["gloss"][i], real[i], float(clips["seconds"][i]), generated[i])
+    svg = strip(script.pose_of(clips, i), clips.seconds[i].item(), generated[i])
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(svg, "utf8")
-    print(f"{FILE} ({len(svg)} bytes): {clips['gloss'][i]}, DTW-MJE {errors[i]:.4f}")
+    print(f"{FILE} ({len(svg)} bytes): {clips.glosses[i]}, DTW-MJE {errors[i]:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a checkpoint to signing: --predict, its .pose files, and what it says."""
+"""From a checkpoint to signing: --predict, its .pose files, what it says, the alignment in time."""
 
 import io
 import json
@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,70 +19,66 @@ from pose_format import Pose
 import model_selection as script
 import train_final_model as final
 
-SENTENCES = [
-    "WANT GO SCHOOL",
-    "hello",
-    "../../x go",
-    "<img src=x onerror=alert(1)>",
-    "Want, want; GO!",
-    "WANT " * 1000,
-]
+LONG = "WANT " * 1000
+SENTENCES = ["WANT GO SCHOOL", "hello", "../../x go", "<img src=x onerror=alert(1)>", LONG]
+
+
+def predict(*sentences, model="gru"):
+    final.main(["--model", model, "--predict", *sentences])
 
 
 @pytest.fixture
 def predicted(tmp_path, capsys):
     """-> the model, what was printed, and the .pose files in order."""
     model = write_checkpoint(tmp_path / "best_gru.pt")
-    final.main(["--model", "gru", "--predict", *SENTENCES])
+    predict(*SENTENCES)
     return model, capsys.readouterr().out, sorted((tmp_path / "predictions").glob("*.pose"))
 
 
 @torch.no_grad()
 def test_a_written_pose_file_holds_the_models_keypoints(predicted):
-    model, out, files = predicted
+    model, _, files = predicted
     assert len(files) == len(SENTENCES)
     for sentence, path in zip(SENTENCES, files, strict=True):
         pose = Pose.read(path.read_bytes())
-        tokenizer = script.gloss_tokenizer(WORDS)
-        text = script.tokenize(tokenizer, [sentence], 16)
+        text = script.tokenize(script.gloss_tokenizer(WORDS), [sentence], 16)
         made = model(text["input_ids"], text["attention_mask"].bool())
-        n = int(model.frames(made.seconds))
+        frames = int(model.frames(made.seconds))
         header = [(part.name, list(part.points)) for part in pose.header.components]
         assert header == [(part, list(names)) for part, names in script.PARTS.items()]
-        assert all(
-            len(part.limbs) > 5 and len(part.colors) == len(part.limbs)
-            for part in pose.header.components
-        )
-        assert pose.body.data.shape == (n, 1, 76, 2)
-        expected = made.pose[0, :n].view(n, 76, 2).numpy() * final.UNIT + final.ORIGIN
+        for part in pose.header.components:
+            assert len(part.limbs) > 5 and len(part.colors) == len(part.limbs)
+        n = round(float(made.seconds) * 25)
+        assert pose.body.fps == 25 and pose.body.data.shape == (n, 1, 76, 2)
+        wanted = made.pose[0, :frames].view(-1, 76, 2).numpy() * final.UNIT + final.ORIGIN
+        wanted = script.resample(wanted.astype(np.float32), n)
         seen = np.arange(76) >= 21
-        confidence = made.confidence[0, :n].sigmoid().numpy() * seen
+        confidence = made.confidence[0, :frames].sigmoid().numpy() * seen
+        confidence = script.resample(confidence[..., None], n)[..., 0]
         assert abs(pose.body.confidence[:, 0] - confidence).max() < 0.001
-        assert abs(pose.body.data.data[:, 0][:, seen] - expected[:, seen]).max() < 0.5
-        assert abs(n / pose.body.fps - float(made.seconds)) < 1 / pose.body.fps
+        assert abs(pose.body.data.data[:, 0][:, seen] - wanted[:, seen]).max() < 0.5
         assert pose.header.dimensions.width == pose.header.dimensions.height == final.CANVAS
-    shoulders = pose.body.data.data[:, 0, script.SHOULDERS, 0]
-    assert shoulders.shape == (n, 2)
 
 
-def test_points_that_are_more_likely_not_seen_are_hidden():
-    pose = np.ones((1, 3, 2), np.float32)
-    made = final.Generated(pose, np.array([[0.49, 0.5, 1]], np.float32), 0.04, [(0, 0.04)])
-    assert np.isnan(final.visible(made)).all(-1).tolist() == [[True, False, False]]
-    assert (made.pose == 1).all()
+def test_a_sentence_that_is_too_long_for_the_frames_has_the_frame_rate_of_the_others(predicted):
+    """96 frames of 16 words: other tools expect FPS, and the line says what they were made of."""
+    _, out, files = predicted
+    line = out.splitlines()[-2]
+    seconds, rate = map(float, re.search(r"  ([\d.]+) s   ([\d.]+) of 25 frames", line).groups())
+    assert rate == pytest.approx(96 / seconds, abs=0.1) and rate < 15
+    pose = Pose.read(files[-1].read_bytes())
+    assert pose.body.fps == 25 and len(pose.body.data) == round(25 * seconds)
+    assert "frames a second generated" not in out.splitlines()[0]
 
 
 def test_what_is_not_known_or_too_long_is_said_and_names_are_safe(predicted, tmp_path):
     _, out, files = predicted
     lines = out.splitlines()
-    assert (
-        "unknown" not in lines[0] + lines[1]
-        and "unknown: X" in lines[2]
-        and "cut to 16 glosses" in lines[5]
-    )
-    assert lines[0].startswith("predictions/001_WANT_GO_SCHOOL.pose   ") and len(lines) == 7
+    assert "unknown" not in lines[0] + lines[1] and lines[2].endswith("   unknown: X")
+    assert "   cut to 16 glosses" in lines[4] and len(lines) == 6
+    assert re.fullmatch(r"predictions/001_WANT_GO_SCHOOL\.pose   \d\.\d\d s", lines[0])
+    assert lines[-1] == "predictions/index.html plays them"
     assert all(re.fullmatch(r"\d{3}_[A-Z0-9_]{0,60}\.pose", path.name) for path in files)
-    assert {path.name for path in tmp_path.iterdir()} >= {"best_gru.pt", "predictions"}
     assert not (tmp_path.parent / "x").exists() and not list(tmp_path.glob("x*"))
 
 
@@ -89,10 +87,10 @@ def test_the_page_holds_no_markup_of_a_gloss_and_needs_no_network(predicted, tmp
     assert "<IMG" not in page.upper().replace("\\U003CIMG", "")
     assert not re.search(r"(src|href)\s*=", page.split("<script>")[0])
     assert "http" not in page.replace("\\u003c", "")
-    items = json.loads(re.search(r"const { fps, items } = (.*)\n", page)[1])["items"]
+    items = json.loads(re.search(r"head, items } = (.*)\n", page)[1])["items"]
     for item, sentence, path in zip(items, SENTENCES, predicted[2], strict=True):
         words = script.split_glosses(sentence)
-        assert [word["word"] for word in item["words"]] == words[:16]
+        assert [word["text"] for word in item["words"]] == words[:16]
         assert item["cut"] == len(words[16:]) and item["file"] == path.name
 
 
@@ -100,137 +98,154 @@ def test_the_page_says_what_the_checkpoint_is(predicted, tmp_path):
     page = (tmp_path / "predictions" / "index.html").read_text("ascii")
     assert "<title>GRU (none), epoch 7, 2026-01-02: new sentences</title>" in page
     facts = dict(re.findall("<dt>(.*?)<dd>([^<]*)", page))
-    assert facts.pop("best_epoch") == "7" and facts.pop("date") == "2026-01-02"
-    assert facts.pop("model") == "gru" and facts.pop("data") == "none"
-    assert facts == {name: f"{value:.5f}" for name, value in METRICS.items() if name != "epoch"}
+    known = {"data": "none", "model": "gru", "best_epoch": "7", "date": "2026-01-02"}
+    metrics = {"train_mse": 0.5, **METRICS}
+    assert facts == {**known, **{name: f"{value:.5f}" for name, value in metrics.items()}}
 
 
 def test_a_folder_holds_the_files_of_one_call(tmp_path, capsys):
     write_checkpoint(tmp_path / "best_gru.pt")
     (tmp_path / "predictions").mkdir()  # empty: it is taken
-    lines = []
-    for _ in range(3):
-        final.main(["--model", "gru", "--predict", "want go"])
-        lines.append(capsys.readouterr().out.splitlines())
     folders = ["predictions", "predictions-2", "predictions-3"]
-    for folder, said in zip(folders, lines, strict=True):
+    for i, folder in enumerate(folders):
+        predict("want go")
+        lines = capsys.readouterr().out.splitlines()
         files = ["001_WANT_GO.pose", "index.html"]
         assert sorted(path.name for path in (tmp_path / folder).iterdir()) == files
-        assert said[-2].startswith(f"{folder}/001_WANT_GO.pose   ")
-        assert said[-1] == f"{folder}/index.html plays them"
-    note = "predictions/ holds the files of another call: these go to {}/"
-    assert [said[0] for said in lines[1:]] == [note.format(folder) for folder in folders[1:]]
-    assert len(lines[0]) == 2
+        assert lines[-2].startswith(f"{folder}/001_WANT_GO.pose   ")
+        assert lines[-1] == f"{folder}/index.html plays them"
+        note = f"predictions/ holds the files of another call: these go to {folder}/"
+        assert lines[:-2] == ([note] if i else [])
 
 
 def test_words_that_are_not_signed_are_said(tmp_path, capsys, monkeypatch):
     write_checkpoint(tmp_path / "best_gru.pt")
     planned = [(2, 0.03), (1, 0.03), (0, 0.5), (1, 0.02)]  # SCHOOL lasts less than a frame, of 0.04
     monkeypatch.setattr(final, "planned_signs", lambda *_: planned)
-    final.main(["--model", "gru", "--predict", "want xyz school"])
+    predict("want xyz school")
     line = capsys.readouterr().out.splitlines()[0]
     assert line.endswith(" s   unknown: XYZ   not signed: SCHOOL")
 
 
-def test_bert_signs_words_that_are_longer_in_lower_case_and_those_it_has_no_piece_of(
-    tmp_path, capsys
-):
-    bert = write_bert(tmp_path / "bert")
-    model = write_checkpoint(tmp_path / "best_bert.pt", "bert", BERT_NAME=bert)
-    _, tokenizer, length = final.load_checkpoint("best_bert.pt")
-    sentences = ["\u0130stanbul \u0130zmir go", "\u200b", "go \u200b school"]
-    made = list(final.generate(model, tokenizer, sentences, length, torch.device("cpu")))
-    assert [sorted(number for number, _ in one.signs) for one in made] == [[0, 1, 2], [], [0, 2]]
-    for one in (made[0], made[2]):
-        assert sum(seconds for _, seconds in one.signs) == pytest.approx(one.seconds, rel=1e-5)
-    final.main(["--model", "bert", "--predict", *sentences])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[1].endswith("   not signed: \u200b")
+def test_signs_are_planned_by_the_keys_and_pieces_of_a_word_side_by_side_are_one():
+    numbers = [None, 0, 0, 1, 2, None]  # [CLS] schoo ##ls go you [SEP]
+    keys, durations = [0, 1, 2, 5, 3, 4], [0.25, 0.5, 0.5, 1, 2, 0.25]
+    signs = final.planned_signs(numbers, keys, durations)
+    assert signs == [(0, 1.25), (2, 2.25), (1, 1)]
+    assert final.planned_signs([None, None], [0, 1], [1, 1]) == []
 
 
-def test_sentences_from_stdin_and_bad_ones(tmp_path, monkeypatch, capsys):
+def test_bert_signs_words_that_are_longer_in_lower_case_and_tells_unknown_ones(tmp_path, capsys):
+    write_checkpoint(tmp_path / "best_bert.pt", "bert", BERT_NAME=write_bert(tmp_path / "bert"))
+    model, tokenizer, length, _ = final.load_model("best_bert.pt")
+    (made,) = final.generate(model, tokenizer, ["\u0130stanbul \u0130zmir go"], length)
+    assert sorted(number for number, _ in made.signs) == [0, 1, 2] and made.unknown == {0, 1}
+    assert sum(seconds for _, seconds in made.signs) == pytest.approx(made.seconds, rel=1e-5)
+    predict("Hello xyzzy schools", model="bert")
+    assert "   unknown: xyzzy" in capsys.readouterr().out
+
+
+def test_sentences_from_stdin_and_bad_ones(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "best_gru.pt")
     monkeypatch.setattr("sys.stdin", io.StringIO("want go\n\n  \nHELLO\n"))
-    final.main(["--model", "gru", "--predict", "-"])
+    predict("-")
     assert len(list((tmp_path / "predictions").glob("*.pose"))) == 2
     shutil.rmtree(tmp_path / "predictions")
-    for wrong, said in (([""], "''"), (["go", " ... "], "' ... '"), (["!?"], "'!?'")):
+    for wrong, said in (([""], "''"), (["go", " ... "], "' ... '"), (["\u200b"], "'\\u200b'")):
         line = f"error: --predict needs glosses, and {said} has none"
         with pytest.raises(SystemExit, match=f"^{re.escape(line)}$"):
-            final.main(["--model", "gru", "--predict", *wrong])
+            predict(*wrong)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
-    with pytest.raises(
-        SystemExit, match="^error: --predict - needs a sentence, and stdin has none$"
-    ):
-        final.main(["--model", "gru", "--predict", "-"])
+    with pytest.raises(SystemExit, match="^error: --predict needs glosses, and '' has none$"):
+        predict("-")
     assert not (tmp_path / "predictions").exists()
     with pytest.raises(SystemExit, match="^error: best_bert.pt does not exist"):
-        final.main(["--model", "bert", "--predict", "go"])
-    (tmp_path / "predictions").write_text("a file")
-    with pytest.raises(OSError, match="predictions"):  # which the script says in one line
-        final.main(["--model", "gru", "--predict", "go"])
+        predict("go", model="bert")
 
 
 def test_prediction_reads_the_checkpoint_alone(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "best_gru.pt")
-    for name in ("load_clips", "load_rows", "new_model"):
+    for name in ("load_clips", "new_model"):
         monkeypatch.setattr(final, name, None)
-    for setting, value in {
-        "MAX_FRAMES": 5,
-        "HIDDEN_DIM": 2,
-        "DATASET": "nothing",
-        "MAX_GLOSS_LEN": 1,
-    }.items():
-        monkeypatch.setattr(
-            final, setting, value
-        )  # today's constants are not those of the checkpoint
-    final.main(["--model", "gru", "--predict", "want go school"])
+    small(MAX_FRAMES=5, HIDDEN_DIM=2, DATASET="nothing", MAX_GLOSS_LEN=1)  # not the checkpoint's
+    predict("want go school")
     (path,) = (tmp_path / "predictions").glob("*.pose")
     assert len(Pose.read(path.read_bytes()).body.data) > 20
 
 
-def test_more_sentences_than_fit_into_a_batch(tmp_path, capsys):
-    write_checkpoint(tmp_path / "best_gru.pt")
-    final.main(["--model", "gru", "--predict", *["go", "want hello"] * 35])
-    assert (
-        len(capsys.readouterr().out.splitlines()) == 71
-        and len([*(tmp_path / "predictions").glob("*.pose")]) == 70
-    )
+def test_more_sentences_than_fit_into_a_batch_are_signed_one_batch_after_the_other(tmp_path):
+    model = write_checkpoint(tmp_path / "best_gru.pt")
+    signed = []
+    model.register_forward_hook(lambda model, given, made: signed.append(len(made.seconds)))
+    tokenizer = script.gloss_tokenizer(WORDS)
+    made = final.generate(model, tokenizer, ["GO SCHOOL"] * 200, 16)
+    next(made)
+    assert signed == [64] and len(list(made)) == 199 and signed == [64, 64, 64, 8]
 
 
-def test_text_in_another_encoding_is_one_line(tmp_path):
+@pytest.mark.parametrize("by", ["argument", "stdin", "stdin in the C locale"])
+def test_bytes_that_are_no_utf8_are_one_line(by, tmp_path):
     write_checkpoint(tmp_path / "best_gru.pt")
-    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    argument = os.fsdecode(b"CAF\xe9") if by == "argument" else "-"
+    environment = {**os.environ, **({"LC_ALL": "C"} if by.endswith("locale") else {})}
     done = subprocess.run(
-        [sys.executable, ROOT / "train_final_model.py", "--model", "gru", "--predict", "-"],
-        input=b"GO \xff\n",
+        [sys.executable, ROOT / "train_final_model.py", "--model", "gru", "--predict", argument],
+        input=b"GO CAF\xe9\n",
         capture_output=True,
-        env=strict,
+        env=environment,
     )
-    assert (
-        done.returncode == 1
-        and done.stderr.startswith(b"error: 'utf-8' codec")
-        and done.stderr.count(b"\n") == 1
-    )
+    assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done.stderr
+    assert done.stderr.startswith(b"error: ") and not Path("predictions").exists()
 
 
 def test_a_checkpoint_of_other_keypoints_is_said(tmp_path):
     small(POSE_DIM=8)
     statistics = {"mean": torch.zeros(8), "std": torch.ones(8), "seen": torch.ones(8)}
     model, _, built = script.new_model("gru", statistics, WORDS)
-    contents = {**built, "data": "none", "date": "2026-01-02", "metrics": METRICS}
+    metrics = {"epoch": 1, **METRICS}
+    contents = {**built, "data": "none", "date": "2026-01-02", "metrics": metrics}
     script.save("best_gru.pt", {**contents, "weights": model.state_dict()})
     line = "^error: best_gru.pt is no model of a .pose file's 76 keypoints$"
     with pytest.raises(SystemExit, match=line):
-        final.main(["--model", "gru", "--predict", "go"])
+        predict("go")
 
 
-def test_what_was_signed_is_not_kept_so_that_a_large_split_fits_into_memory(tmp_path):
-    model = write_checkpoint(tmp_path / "best_gru.pt")
-    signed = []
-    model.register_forward_hook(lambda model, given, made: signed.append(len(made.seconds)))
-    tokenizer = script.gloss_tokenizer(WORDS)
-    made = final.generate(model, tokenizer, ["GO SCHOOL"] * 200, 16, torch.device("cpu"))
-    next(made)
-    assert signed == [64]
-    assert len(list(made)) == 199 and signed == [64, 64, 64, 8]
+# ---- the alignment in time
+
+
+def alignments(costs, i, j):
+    """The costs along every way to align the first i + 1 frames with the first j + 1."""
+    if i == j == 0:
+        yield [costs[0, 0]]
+    for k, m in ((i - 1, j - 1), (i - 1, j), (i, j - 1)):
+        if k >= 0 and m >= 0:
+            yield from ([*way, costs[i, j]] for way in alignments(costs, k, m))
+
+
+@pytest.mark.parametrize("n, m", [(1, 1), (1, 5), (5, 1), (4, 4), (5, 3), (6, 6)])
+def test_the_aligned_error_is_that_of_the_best_way_to_align(n, m):
+    rng = np.random.default_rng(n + 10 * m)
+    made, real = rng.normal(size=(n, 3, 2)), rng.normal(size=(m, 3, 2))
+    real[rng.random((m, 3)) < 0.3] = np.nan
+    real[:, 0] = rng.normal(size=(m, 2))  # in each frame a point is seen
+    costs = np.nanmean(np.linalg.norm(made[:, None] - real[None], axis=-1), -1)
+    expected = np.mean(min(alignments(costs, n - 1, m - 1), key=sum))
+    assert final.aligned_error(made, real) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_aligned_error_of_known_answers():
+    real = np.random.default_rng(1).normal(size=(30, 2, 2)).cumsum(0).astype(np.float32)
+    assert final.aligned_error(real, real) == pytest.approx(0, abs=1e-6)
+    assert final.aligned_error(real.repeat(2, 0), real) == pytest.approx(0, abs=1e-6)
+    assert 0.1 < final.aligned_error(real + np.array([3, 4]), real) <= 5.001
+    gaps = np.concatenate([real[:10], np.full((5, 2, 2), np.nan), real[10:]])
+    assert final.aligned_error(real + 1, gaps) == pytest.approx(final.aligned_error(real + 1, real))
+
+
+def test_the_aligned_error_of_long_clips_needs_no_table_of_all_pairs():
+    made, real = np.zeros((300, 8, 2), np.float32), np.ones((900, 8, 2), np.float32)
+    tracemalloc.start()
+    error = final.aligned_error(made, real)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(error - 2**0.5) < 1e-5 and peak < 2**20  # all pairs take 16 MiB

@@ -1,0 +1,297 @@
+"""The store of prepared clips: what it keeps, what a run that is stopped loses, two at once."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import (
+    DEFAULTS,
+    ROOT,
+    change,
+    edited,
+    fork,
+    pose_bytes,
+    positions,
+    small,
+    write_isign,
+    zipped,
+)
+
+import model_selection as script
+
+UIDS = [f"{i:012x}-1" for i in range(12)]
+SCRIPTS = ("model_selection.py", "train_final_model.py")
+
+
+def clips_of(*uids, frames=4, first=0):
+    return {uid: pose_bytes(positions(frames, seed)) for seed, uid in enumerate(uids, first)}
+
+
+def write(folder, uids=UIDS, **options):
+    """A data set of these clips in three parts of a zip, for both scripts' settings."""
+    rows = [(uid, f"word {uid}") for uid in uids]
+    small(DATASET=write_isign(folder, rows, clips_of(*uids, **options)))
+    return folder
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """A call that loads the clips with other settings -> how many are prepared for it."""
+    read, count = script.prepare_pose, []
+    monkeypatch.setattr(script, "prepare_pose", lambda raw: count.append(0) or read(raw))
+
+    def again(**settings):
+        count.clear()
+        change(**settings)
+        script.load_clips()
+        return len(count)
+
+    return again
+
+
+def only_store(tmp_path):
+    (folder,) = (tmp_path / "cache" / "gloss_to_pose").iterdir()
+    return folder
+
+
+def check(folder):
+    """Whether each line of a store has its frames, and each key is there once -> the keys."""
+    clips = [json.loads(line) for line in (folder / "clips.jsonl").read_text().splitlines()]
+    frames = np.fromfile(folder / "poses.f32", np.float32)
+    for clip in clips:
+        first, last = clip["first"] * 152, (clip["first"] + clip["frames"]) * 152
+        assert last <= len(frames) and zlib.crc32(frames[first:last].tobytes()) == clip["crc"]
+    keys = [clip["key"] for clip in clips]
+    assert len(keys) == len(set(keys))
+    return keys
+
+
+def test_clips_are_prepared_once_and_new_ones_cost_what_is_new(tmp_path, prepared):
+    write(tmp_path / "isign")
+    assert prepared(TRAIN_CLIPS=3, VALIDATION_CLIPS=1) == 4  # a subset, and then all
+    assert prepared(TRAIN_CLIPS=0, VALIDATION_CLIPS=0) == 8
+    assert prepared() == prepared(VALIDATION_SHARE=0.6) == 0
+    with open(tmp_path / "isign" / "iSign_v1.1.csv", "a") as table:
+        table.write(f"{UIDS[0][:-1]}2,a new row\n")
+    assert prepared() == 1  # its file is missing, which is known then
+    assert prepared() == 0
+    assert prepared(MAX_FRAMES=3) == 13 and prepared(MAX_FRAMES=12) == 0
+    assert prepared(FPS=10) == 13
+    for folder in (tmp_path / "cache" / "gloss_to_pose").iterdir():
+        assert len(check(folder)) == 13
+
+
+def test_of_an_archive_that_was_replaced_the_other_clips_are_prepared(tmp_path, prepared):
+    write(tmp_path / "isign")
+    assert prepared() == 12
+    before = script.load_clips()[0]
+    clips = {**clips_of(*UIDS[:9]), **clips_of(*UIDS[9:], first=50)}
+    write_isign(tmp_path / "isign", [(uid, f"word {uid}") for uid in UIDS], clips)
+    assert prepared() == 3 and prepared() == 0
+    after = script.load_clips()[0]
+    crcs = [[*part["train"].crcs, *part["validation"].crcs] for part in (before, after)]
+    assert sum(a != b for a, b in zip(*crcs, strict=True)) == 3
+
+
+def test_of_a_folder_the_files_that_are_new_or_replaced_are_prepared(tmp_path, prepared):
+    write(tmp_path / "isign")
+    poses = tmp_path / "poses"
+    poses.mkdir()
+    for uid, data in clips_of(*UIDS[:10]).items():
+        (poses / f"{uid}.pose").write_bytes(data)
+    assert prepared(POSES=str(poses)) == 12
+    for uid, data in clips_of(*UIDS[8:], first=20).items():
+        (poses / f"{uid}.pose").write_bytes(data)
+    assert prepared() == 4 and prepared() == 0
+    assert len(script.load_clips()[0]["train"]) + len(script.load_clips()[0]["validation"]) == 12
+
+
+def test_a_table_that_was_replaced_is_read_anew(tmp_path, prepared):
+    """Also where it has the name and size of another one."""
+    for folder, word in (("a", "go"), ("b", "no"), ("a", "so")):
+        (tmp_path / folder / "data").mkdir(parents=True, exist_ok=True)
+        rows = [{"gloss": word, "pose": [[ord(word[0]) / 99, i + 1]] * 2} for i in range(4)]
+        for split in ("train", "validation"):
+            part = rows[:2] if split == "train" else rows[2:]
+            text = "".join(json.dumps(row) + "\n" for row in part)
+            (tmp_path / folder / "data" / f"{split}.jsonl").write_text(text)
+        change(DATASET=str(tmp_path / folder / "data"), POSE_DIM=2, CONFIG=None)
+        clips, _ = script.load_clips()
+        assert clips["train"].glosses == [word] * 2
+        assert clips["train"].pose(0)[0, 0].item() == pytest.approx(ord(word[0]) / 99)
+
+
+def test_what_is_damaged_is_looked_at_again(tmp_path, prepared, capsys):
+    write(tmp_path / "isign")
+    part = tmp_path / "isign" / "iSign-poses_v1.1_part_ab"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:200] + b"?" * 50 + whole[250:])
+    assert prepared() == 12
+    assert "1 damaged in the archive" in capsys.readouterr().out
+    part.write_bytes(whole)
+    assert prepared() == 1
+    assert "left out         none" in capsys.readouterr().out
+
+
+def test_the_hubs_archive_is_not_asked_for_where_all_is_prepared(tmp_path, monkeypatch):
+    """As on a node without a network. The disk's directory is read, which takes no network."""
+    folder = write(tmp_path / "isign")
+    disk = script.fsspec.filesystem("file")
+    rows = [script.Row(uid, "go", None, "train", i) for i, uid in enumerate([*UIDS, "gone"])]
+    for opened in (True, False):
+        source = script.PoseFiles(disk, str(folder / script.POSES))
+        source.remote = True  # the disk in the hub's place
+        store = script.prepare(rows, source)
+        assert ("files" in vars(source)) == opened
+    assert store.clips["gone"].problem == "no .pose file" and len(store.clips) == 13
+
+
+def test_a_line_that_was_cut_and_frames_without_a_line_are_lost_and_no_more(tmp_path, prepared):
+    write(tmp_path / "isign")
+    assert prepared() == 12
+    index, poses = (only_store(tmp_path) / name for name in ("clips.jsonl", "poses.f32"))
+    text = index.read_bytes()
+    lines = text.splitlines(keepends=True)
+    index.write_bytes(b"".join(lines[:10]) + lines[10][:20])
+    with open(poses, "ab") as file:
+        file.write(b"x" * 1000)
+    assert prepared() == 2 and len(check(only_store(tmp_path))) == 12
+    assert prepared() == 0
+
+
+# ---- runs that are stopped, and two at once
+
+
+def test_killed_at_any_moment_a_store_is_whole_and_nothing_is_lost_but_what_it_was_at(tmp_path):
+    uids = [f"{i:012x}-1" for i in range(400)]
+    write(tmp_path / "isign", uids, frames=2)
+    change(MAX_BAD_SHARE=0.0)
+    for patched in (script, sys.modules["train_final_model"]):
+        patched.DISK_BYTES = 2**14  # a few clips are read at once
+    rng, kills, kept = random.Random(3), 0, 0
+    code = None
+    while code != 0:
+        sooner = kills < 20
+        code, _, err = fork(script.load_clips, rng.uniform(0.02, 0.25) if sooner else None)
+        assert code in (0, -signal.SIGKILL), err
+        kills += code != 0
+        stores = list((tmp_path / "cache").glob("gloss_to_pose/*"))
+        keys = len(check(stores[0])) if stores else 0
+        assert keys >= kept
+        kept = keys
+        if kills < 20 and kept == 400:
+            shutil.rmtree(tmp_path / "cache")
+            kept, code = 0, None
+    assert kills >= 20 and kept == 400
+
+
+def script_of(tmp_path, name, slow=0.0, **settings):
+    """An edited copy of a script, which takes its time for each clip -> its path."""
+    values = {setting: getattr(script, setting) for setting in DEFAULTS[script]}
+    values = {key: value for key, value in values.items() if key != "CANDIDATES"}
+    values |= {"EMBED_DIM": 16, "HIDDEN_DIM": 16, "EPOCHS": 1, **settings}
+    source = edited((ROOT / name).read_text("utf8"), **values)
+    line = "    if isinstance(raw, BadClip):\n"
+    assert source.count(line) == 1
+    path = tmp_path / name
+    path.write_text(source.replace(line, f"    time.sleep({slow})\n{line}"), "utf8")
+    return path
+
+
+def start(path, *arguments, out="out.txt"):
+    with open(out, "w") as file:
+        environment = {**os.environ, "HF_DATASETS_CACHE": "cache"}
+        command = [sys.executable, str(path), *arguments]
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+
+
+def until(condition, seconds=100):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def lines_of(tmp_path):
+    return sum(path.read_text().count("\n") for path in tmp_path.glob("cache/*/*/clips.jsonl"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_stays(
+    number, tmp_path
+):
+    write(tmp_path / "isign", [f"{i:012x}-1" for i in range(300)], frames=2)
+    path = script_of(tmp_path, "model_selection.py", slow=0.01)
+    path.write_text(path.read_text("utf8").replace("DISK_BYTES = 2**22", "DISK_BYTES = 2**16"))
+    run = start(path)
+    until(lambda: lines_of(tmp_path) > 20)
+    began = time.time()
+    os.kill(run.pid, number)
+    assert run.wait(20) == 130 and time.time() - began < 5
+    out = Path("out.txt").read_text()
+    assert out.endswith("\nstopped; what was prepared and saved stays\n") and "Trace" not in out
+    assert 20 < len(check(only_store(tmp_path))) < 300
+
+
+def test_two_scripts_that_prepare_at_once_end_with_one_whole_store(tmp_path):
+    write(tmp_path / "isign", [f"{i:012x}-1" for i in range(60)], frames=2)
+    paths = [script_of(tmp_path, name, slow=0.1) for name in SCRIPTS]
+    runs = [start(paths[0], out="0.txt"), start(paths[1], "--model", "gru", out="1.txt")]
+    codes = [run.wait(100) for run in runs]
+    said = "".join(Path(f"{i}.txt").read_text() for i in range(2))
+    assert codes == [0, 0], said
+    assert said.count("waiting for another run, which prepares these clips") == 1
+    assert len(check(only_store(tmp_path))) == 60
+
+
+@pytest.fixture
+def full_disk():
+    """A call that limits the size of files, as a disk without room does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    yield fill
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_no_space_for_the_clips_is_said_and_passes(tmp_path, full_disk, prepared):
+    write(tmp_path / "isign")
+    script.load_tables(script.DATASET)  # what the table needs is there
+    full_disk(12_000)
+    with pytest.raises(SystemExit, match="^error: .*what was prepared stays: .*File too large$"):
+        script.load_clips()
+    full_disk(resource.RLIM_INFINITY)
+    assert prepared() > 0 and prepared() == 0 and len(check(only_store(tmp_path))) == 12
+
+
+def test_an_error_of_one_thread_ends_the_preparing(tmp_path, monkeypatch):
+    write(tmp_path / "isign")
+    threads = threading.active_count()
+
+    def fail(raw):
+        raise OSError("the line is dead")
+
+    monkeypatch.setattr(script, "prepare_pose", fail)
+    with pytest.raises(SystemExit, match="^error: .* the line is dead$"):
+        script.load_clips()
+    until(lambda: threading.active_count() <= threads, 10)
+
+
+def test_the_parts_may_be_one_zip_elsewhere(tmp_path, prepared):
+    write(tmp_path / "isign")
+    (tmp_path / "all.zip").write_bytes(zipped(clips_of(*UIDS)))
+    assert prepared(POSES=str(tmp_path / "all.zip")) == 12
