@@ -24,9 +24,9 @@ def isign(hub, files):
     """The hub with iSign's layout on it; requests of 200 kB, so that there are some."""
     hub.files = dict(files)
     small(DATASET=script.ISIGN, CONFIG="iSign_v1.1")
-    script.HUB_BYTES, size = 200_000, script.HUB_BYTES
+    script.GROUP_BYTES, size = 200_000, script.GROUP_BYTES
     yield hub
-    script.HUB_BYTES = size
+    script.GROUP_BYTES = size
 
 
 def fresh():
@@ -73,7 +73,7 @@ def test_each_byte_is_read_once_and_neighbours_by_one_request(isign, files, tmp_
 
 
 def test_mebibytes_of_neighbours_are_one_request(isign, files):
-    script.HUB_BYTES = 2**24
+    script.GROUP_BYTES = 2**24
     assert archive_bytes(files) > 2**20
     load()
     assert parts_read(isign)[1] <= 4 + 3  # one for each part, and the directory's

@@ -178,7 +178,7 @@ def test_killed_at_any_moment_a_store_is_whole_and_nothing_is_lost_but_what_it_w
     write(tmp_path / "isign", uids, frames=2)
     change(MAX_BAD_SHARE=0.0)
     for patched in (script, sys.modules["train_final_model"]):
-        patched.DISK_BYTES = 2**14  # a few clips are read at once
+        patched.GROUP_BYTES = 2**14  # a few clips are read at once
     rng, kills, kept = random.Random(3), 0, 0
     code = None
     while code != 0:
@@ -233,7 +233,7 @@ def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_
 ):
     write(tmp_path / "isign", [f"{i:012x}-1" for i in range(300)], frames=2)
     path = script_of(tmp_path, "model_selection.py", slow=0.01)
-    path.write_text(path.read_text("utf8").replace("DISK_BYTES = 2**22", "DISK_BYTES = 2**16"))
+    path.write_text(path.read_text("utf8").replace("GROUP_BYTES = 2**22", "GROUP_BYTES = 2**16"))
     run = start(path)
     until(lambda: lines_of(tmp_path) > 20)
     began = time.time()
