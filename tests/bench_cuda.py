@@ -12,7 +12,6 @@ hub, torch 2.8 or later, and transformers 5.0 or later.
 import argparse
 import contextlib
 import importlib.util
-import inspect
 import io
 import os
 import platform
@@ -57,7 +56,6 @@ import torch  # noqa: E402
 import torch._dynamo  # noqa: E402, F401 (else each step's first optimizer imports it anew)
 import transformers  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from transformers import BertConfig, BertModel, BertTokenizer  # noqa: E402
 
 script = bench_train.script
@@ -454,8 +452,6 @@ def torchrun(sizes, processes):
     if 0 < gpus < processes:
         replaced.append(('int(os.environ.get("LOCAL_RANK", 0))', "0"))
         replaced.append(("dist.init_process_group(", 'dist.init_process_group("gloo", '))
-    if "forward_sync_buffers" not in inspect.signature(DistributedDataParallel).parameters:
-        replaced.append(("forward_sync_buffers", "broadcast_buffers"))  # its name before torch 2.13
     settings = {"EPOCHS": 2, "DROPOUT": 0.0, "WORD_DROPOUT": 0.0}
     folder = write_script(sizes, f"torchrun-{processes}", replaced, **settings)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

@@ -45,6 +45,7 @@ LAYOUTS = {
     576: {POSE: 33, FACE: 468, LEFT: 21, RIGHT: 21, WORLD: 33},
     586: {POSE: 33, FACE: 478, LEFT: 21, RIGHT: 21, WORLD: 33},
     553: {POSE: 33, FACE: 478, LEFT: 21, RIGHT: 21},
+    "no face": {POSE: 33, LEFT: 21, RIGHT: 21},
     "shuffled": {WORLD: 33, RIGHT: 21, FACE: 468, LEFT: 21, POSE: 33},
 }
 # The 76 points of DESIGN.md, by MediaPipe's numbers

@@ -75,6 +75,14 @@ def test_what_was_not_seen_is_nan(sure):
     assert missing.sum() == 13 and (np.isnan(keypoints) == missing[..., None]).all()
 
 
+def test_points_of_confidence_0_and_points_that_a_file_lacks_are_unseen():
+    confidence = np.ones(75)
+    confidence[33] = 0  # the wrist of the left hand, behind 33 points of the body
+    data = pose_bytes(positions(4), "no face", confidence=confidence)
+    missing = np.isnan(script.read_keypoints(data)[0]).all((0, 2))
+    assert missing.tolist() == [point == (LEFT, "WRIST") or point[0] == FACE for point in POINTS]
+
+
 def test_a_confidence_that_is_no_number_is_an_unseen_point():
     confidence = np.ones(576)
     confidence[33 + 61] = np.nan  # of the face, behind 33 points of the body
@@ -133,7 +141,7 @@ def test_a_faulty_file_has_a_reason(fault):
 
 
 def test_a_confidence_above_1_says_nothing_where_the_header_knows_the_frames():
-    """As in public files of version 0.2, with up to 8.8. Those of 0.1 are cut where they have it."""
+    """As in public files of version 0.2, with up to 8.8. Those of 0.1 are then cut."""
     data = pose_bytes(positions(6), version=0.2, confidence=8.8)
     np.testing.assert_allclose(script.read_keypoints(data)[0], expected(positions(6)), atol=1e-4)
     assert prepared(pose_bytes(positions(6), confidence=8.8)) == "cut short"
@@ -370,7 +378,9 @@ def test_members_are_read_as_they_are_and_deflated(method, tmp_path):
     assert read_all(tmp_path / "all.zip", UIDS) == clips
 
 
-@pytest.mark.parametrize("field, value", [("method", 9), ("method", zipfile.ZIP_LZMA), ("flags", 1)])
+@pytest.mark.parametrize(
+    "field, value", [("method", 9), ("method", zipfile.ZIP_LZMA), ("flags", 1)]
+)
 def test_other_compressions_and_encryption_are_named(field, value, tmp_path):
     data = bytearray(zipped(clips_of(*UIDS)))
     local, central = {"method": (8, 10), "flags": (6, 8)}[field]

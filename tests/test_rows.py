@@ -162,14 +162,20 @@ def test_glosses_are_texts_or_numbers_and_else_their_type_is_named(gloss, tmp_pa
         assert glosses(load(folder, POSE_DIM=4)) == [str(gloss)] * 5
 
 
-def test_a_gloss_of_class_labels_is_named(tmp_path):
-    kinds = datasets.Features(
-        {"gloss": datasets.ClassLabel(names=["go", "home"]), "pose": [[datasets.Value("float32")]]}
-    )
-    rows = [{"gloss": i % 2, "pose": pose} for i, pose in enumerate(poses(6))]
+@pytest.mark.parametrize(
+    "kind, texts",
+    [
+        (datasets.ClassLabel(names=["go", "home"]), [0, 1]),
+        (datasets.Value("binary"), [b"go", b"no"]),
+    ],
+)
+def test_a_gloss_of_class_labels_or_bytes_is_named(kind, texts, tmp_path):
+    kinds = datasets.Features({"gloss": kind, "pose": [[datasets.Value("float32")]]})
+    rows = [{"gloss": texts[i % 2], "pose": pose} for i, pose in enumerate(poses(6))]
     (tmp_path / "data").mkdir()
     datasets.Dataset.from_list(rows, features=kinds).to_parquet(tmp_path / "data" / "train.parquet")
-    assert "the column gloss holds ClassLabel" in line(tmp_path / "data", POSE_DIM=4)
+    said = line(tmp_path / "data", POSE_DIM=4)
+    assert f"the column gloss holds {type(kind).__name__}" in said
 
 
 # ---- videos and splits
@@ -251,11 +257,14 @@ def test_videos_are_never_on_both_sides_and_the_report_says_what_is_known(tmp_pa
     assert notes == []
 
 
-def test_a_share_that_became_another_is_warned_of(tmp_path, capsys):
-    rows = [{"video": f"{i % 3}", **row} for i, row in enumerate(rows_of(30))]
+@pytest.mark.parametrize("held_out, share", [(10, "0.33"), (1, "0.05")])
+def test_a_share_that_became_another_is_warned_of(held_out, share, tmp_path, capsys):
+    (video,) = script.split_by_video("abc", 0.1)
+    videos = video * held_out + "abc".replace(video, "") * 10
+    rows = [{"video": name, **row} for name, row in zip(videos, rows_of(30), strict=False)]
     load(write_rows(tmp_path / "data", rows), POSE_DIM=4, VALIDATION_SHARE=0.1)
     _, notes = split_of(capsys)
-    assert notes == ["warning: VALIDATION_SHARE = 0.1 has become 0.33 of the clips"]
+    assert notes == [f"warning: VALIDATION_SHARE = 0.1 has become {share} of the clips"]
 
 
 def test_videos_in_both_of_the_datas_own_splits_are_counted(tmp_path, capsys):
