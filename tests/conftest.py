@@ -38,6 +38,7 @@ from helpers import set_in_both, write_bert  # noqa: E402
 TEST_SECONDS = 300  # no test takes nearly so long
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 datasets.disable_progress_bars()
 
 
