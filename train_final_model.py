@@ -191,26 +191,20 @@ MARKS = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
 # soft hyphen, zero-width space and joiners, directions of writing, word joiner, byte order mark
 MARKS += "\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
 
-
-# A row of the data set's tables. video: None where it is not known, so that the clip counts as a
-# video of its own; split: the table's, "train" or "validation"; number: in its table
+# A row of the data set's tables. gloss: "" where there is none; video: None where it is not known,
+# so that the clip counts as one of its own; split: "train" or "validation"; number: in its table
 Row = collections.namedtuple("Row", "uid gloss video split number")
 
 
 def split_words(text):
     """Text -> its words as they are written, without the marks at their ends."""
-    words = unicodedata.normalize("NFC", text or "").split()
+    words = unicodedata.normalize("NFC", text).split()
     return [word.strip(MARKS) for word in words if word.strip(MARKS)]
 
 
 def split_glosses(text):
     """A gloss sentence or English text -> its glosses, in upper case."""
     return [word.upper() for word in split_words(text)]
-
-
-def has_text(row):
-    """Whether there is one; iSign has "nan " for some that there are not."""
-    return bool(split_words(row.gloss)) and row.gloss.strip() != "nan"
 
 
 def video_of(uid):
@@ -310,6 +304,7 @@ def list_rows(dataset, tables):
         texts = [texts_of(table, column) for column in ("uid", text, "video")]
         for number, (uid, gloss, video) in enumerate(zip(*texts, strict=True)):
             uid = uid or f"row {len(rows)}"  # a name that no uid has
+            gloss = "" if gloss is None or gloss.strip() == "nan" else gloss  # iSign has "nan "
             rows.append(Row(uid, gloss, video or video_of(uid), split, number))
     return used, rows
 
@@ -326,7 +321,7 @@ def choose_rows(rows, own_splits):
     usable = {"train": [], "validation": []}
     for row in rows:
         split = "validation" if video[row] in held_out else row.split
-        if not has_text(row):
+        if not split_words(row.gloss):
             left_out["no text"].append(row.uid)
         elif (split, row.uid) in seen:
             left_out["uid twice"].append(row.uid)
@@ -601,10 +596,8 @@ class PoseFiles:
         data, info = memoryview(data)[file.start - first : file.end - first], file.info
         if info is None:
             return bytes(data) if len(data) == file.size else Damaged("cut short on its way")
-        if info.flag_bits & 1 or info.compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):
+        known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if info.flag_bits & 1 or not known:
             return BadClip("encrypted or compressed in an unknown way")
         header = 30 + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
         data = data[header : header + info.compress_size]
@@ -725,7 +718,6 @@ def prepare_pose(raw):
 
 # ---- the store of prepared clips
 PREPARATION = 2  # the version of the prepared clips: another one prepares all of them anew
-
 
 # A line of the store's index. first: of its frames in the store; crc: of its frames; problem: for
 # which the clip is left out, or ""
