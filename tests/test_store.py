@@ -92,6 +92,13 @@ def test_clips_are_prepared_once_and_new_ones_cost_what_is_new(tmp_path, prepare
         assert len(check(folder)) == 13
 
 
+def test_a_run_that_lacks_nothing_waits_for_none_that_prepares(tmp_path, prepared, monkeypatch):
+    write(tmp_path / "isign")
+    assert prepared() == 12
+    monkeypatch.setattr(script.ClipStore, "locked", None)
+    assert prepared() == 0
+
+
 def test_of_an_archive_that_was_replaced_the_other_clips_are_prepared(tmp_path, prepared):
     write(tmp_path / "isign")
     assert prepared() == 12
