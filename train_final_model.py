@@ -1429,27 +1429,20 @@ def duration_loss(seconds, target):
     return masked_mean(error.square(), torch.ones_like(error, dtype=torch.bool))
 
 
-def points_seen(pose):
-    """(B, T, D), NaN = not seen -> (B, T, K), True = seen."""
-    return pose.unflatten(-1, (-1, 2)).isfinite().all(-1)
-
-
-def real_frames(batch):
-    """(B, T), True = a frame of a clip, of which any point may be unseen, and no padding."""
+def points_seen(batch):
+    """-> (B, T, K): 1 = the clip shows the point, 0 = it does not, NaN = padding."""
     step = torch.arange(batch["pose"].shape[1], device=batch["pose"].device)
-    return step < batch["n_frames"][:, None]
+    padding = step >= batch["n_frames"][:, None]  # (B, T)
+    return batch["pose"][..., ::2].isfinite().float().masked_fill(padding[..., None], math.nan)
 
 
-def confidence_loss(confidence, target, real):
-    """Binary cross-entropy of the points' being seen, over real frames.
-
-    confidence (B, max_frames, K) are logits; target (B, T, D); real (B, T).
-    """
-    seen = points_seen(target).float()
+def confidence_loss(confidence, seen):
+    """Binary cross-entropy of the logits (B, max_frames, K); seen: see points_seen."""
+    logits = confidence[:, : seen.shape[1]]
     error = nn.functional.binary_cross_entropy_with_logits(
-        confidence[:, : target.shape[1]], seen, reduction="none"
+        logits, seen.nan_to_num(), reduction="none"
     )
-    return masked_mean(error, real[..., None].expand_as(error))
+    return masked_mean(error, seen.isfinite())
 
 
 def training_loss(model, batch):
@@ -1462,8 +1455,8 @@ def training_loss(model, batch):
     loss = mse / variance
     loss = loss + SPEED_WEIGHT * speed_loss(made.pose, target)
     loss = loss + DURATION_WEIGHT * duration_loss(made.seconds, batch["seconds"])
-    confidence = confidence_loss(made.confidence, target, real_frames(batch))
-    return loss + CONFIDENCE_WEIGHT * confidence, mse.detach()
+    loss = loss + CONFIDENCE_WEIGHT * confidence_loss(made.confidence, points_seen(batch))
+    return loss, mse.detach()
 
 
 @torch.no_grad()
@@ -1499,10 +1492,10 @@ def evaluate(model, clips, device, rank=0, world=1):
         sums["real_path"] += real.nansum()
         sums["late"] += (made.seconds - batch["seconds"]).abs().sum()
         sums["clips"] += len(target)
-        in_clip = real_frames(batch)[..., None]
-        mistaken = (made.confidence[:, :longest] > 0) != points_seen(target)
-        sums["mistaken"] += (mistaken & in_clip).sum()
-        sums["points"] += in_clip.expand_as(mistaken).sum()
+        shown = points_seen(batch)
+        mistaken = (made.confidence[:, :longest] > 0) != (shown == 1)
+        sums["mistaken"] += (mistaken & shown.isfinite()).sum()
+        sums["points"] += shown.isfinite().sum()
     total = {name: mean_over_processes(value).item() for name, value in sums.items()}
     return {
         "val_mse": total["squares"] / total["numbers"],
