@@ -438,6 +438,12 @@ def test_bert_takes_the_weights_of_its_folder(bert):
     assert tokens.tolist() == [[2, 5, 10, 16, 3]] and mask.all()
 
 
+def test_an_encoder_reads_four_pieces_for_each_gloss_at_most(bert):
+    model, words, _ = build("bert", bert, MAX_GLOSS_LEN=6)
+    tokens, mask = words([f"school{'s' * 40}"])  # 43 pieces
+    assert tokens.shape == (1, 24) and model(tokens, mask).pose.isfinite().all()
+
+
 def test_an_encoder_gets_words_as_they_are_written_and_glosses_in_lower_case(bert):
     _, words, _ = build("bert", bert)
     for sentence, expected in (
