@@ -270,13 +270,14 @@ def load_tables(dataset):
 
 
 def texts_of(table, column):
-    """A column of texts or numbers -> texts; None where there is none."""
+    """A column of texts or numbers -> texts; None where there is none, or a NaN."""
     if column not in table.column_names:
         return [None] * len(table)
     kind = table.features[column]
     if not isinstance(kind, datasets.Value) or "binary" in kind.dtype:
         raise SystemExit(f"error: the column {column} holds {kind}, which is no text")
-    return [None if value is None else str(value) for value in table[column][:]]
+    values = table[column][:]
+    return [None if value is None or value != value else str(value) for value in values]
 
 
 def list_rows(dataset, tables):

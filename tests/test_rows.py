@@ -256,6 +256,14 @@ def test_videos_are_never_on_both_sides_and_the_report_says_what_is_known(tmp_pa
     assert notes == []
 
 
+def test_a_video_that_is_no_number_is_unknown(tmp_path, capsys):
+    """As pandas leaves it where a table of numbers has a gap."""
+    rows = [{"video": [1.0, math.nan, 2.0][i % 3], **row} for i, row in enumerate(rows_of(12))]
+    load(write_rows(tmp_path / "data", rows), POSE_DIM=4)
+    _, notes = split_of(capsys)
+    assert notes[0] == "  videos unknown   of 4 clips: each counts as a video of its own"
+
+
 @pytest.mark.parametrize("held_out, share", [(10, "0.33"), (1, "0.05")])
 def test_a_share_that_became_another_is_warned_of(held_out, share, tmp_path, capsys):
     (video,) = script.split_by_video("abc", 0.1)
