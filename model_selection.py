@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import unicodedata
+import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -134,7 +135,7 @@ def reason_of(error):
     return text.splitlines()[0][:300]
 
 
-def digest(what):
+def short_hash(what):
     return hashlib.sha256(repr(what).encode("utf8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -181,7 +182,7 @@ def claim_folder(name):
 
 
 # ---- rows: glosses, videos, splits
-MARKS = ".,;:!?\"'“”„‘’«»()[]{}<>…।॥-–—*/\\|"
+MARKS = ".,;:!?¿¡\"'“”„‘’‚‹›«»()[]{}<>…·।॥-‐‑–—*/\\|،؛؟۔。、，！？：；「」『』（）"
 # soft hyphen, zero-width space and joiners, directions of writing, word joiner, byte order mark
 MARKS += "\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
 
@@ -245,8 +246,8 @@ def load_tables(dataset):
     """-> the data set's tables, {split: Dataset}, and their files; SystemExit for none."""
     if dataset == "sample":
         return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, []
-    # of a CSV: 001 and 1e5 are texts, NA is no gap, a comma at a row's end shifts no column
-    options = {"converters": dict.fromkeys(["uid", "gloss", "text", "video"], str)}
+    # of a CSV: 001 and 1e5 are texts, NA is no gap, a comma at each row's end shifts no column
+    options = {"converters": dict.fromkeys(range(100), str)}  # of each column, by its number
     options |= {"na_filter": False, "index_col": False}
     load = functools.partial(datasets.load_dataset_builder, dataset, CONFIG, token=access_token())
     try:
@@ -258,13 +259,19 @@ def load_tables(dataset):
         files = list(itertools.chain(*(builder.config.data_files or {}).values()))
         if os.path.isdir(dataset):  # of whose files the library's cache knows the README alone
             state = [(path, os.stat(path).st_size, os.stat(path).st_mtime) for path in files]
-            cache = f"{datasets.config.HF_DATASETS_CACHE}/local_{digest(state)}"
+            cache = f"{datasets.config.HF_DATASETS_CACHE}/local_{short_hash(state)}"
             builder = load(**options, cache_dir=cache)
-        builder.download_and_prepare()
+        with warnings.catch_warnings():  # of what pandas drops: texts behind an unquoted comma
+            warnings.filterwarnings("error", "Length of header")
+            builder.download_and_prepare()
         return builder.as_dataset(), sorted({os.path.basename(path) for path in files})
     except Exception as error:  # of the library, which has many kinds
         message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
-        if not os.path.exists(dataset):
+        if "Length of header" in message:
+            message += " (a text with a comma needs quotes)"
+        elif "Couldn't cast" in message:
+            message += " (all files need the same columns)"
+        elif not os.path.exists(dataset):
             message += " (check the name, the network, HF_TOKEN, and the data set's terms)"
         raise SystemExit(message) from None
 
@@ -395,12 +402,12 @@ def sample_rows(n, seed):
         rest = np.broadcast_to(ARM_AT_REST, (1, 2, 8))
         moments = np.concatenate([rest, *shaken, rest])
         times = np.cumsum([0, *[0.25, 0.35, 0.35] * len(said), 0.3]) / rng.uniform(0.8, 1.25)
-        at = np.arange(0, times[-1], 1 / 25)
+        at = np.arange(0, times[-1], 1 / ROW_FPS)
         before = np.searchsorted(times, at, side="right") - 1
         part = 0.5 - 0.5 * np.cos(np.pi * (at - times[before]) / np.diff(times)[before])
         part = part[:, None, None]
         pose = sample_pose(moments[before] * (1 - part) + moments[before + 1] * part)
-        lost = rng.integers(0, 4 * len(at))  # in every fourth clip the right hand is out of sight
+        lost = rng.integers(0, 4 * len(at))  # a hand is unseen for a moment in every fourth clip
         pose[lost : lost + 8, 2 * len(HAND) : 4 * len(HAND)] = np.nan
         pose += rng.normal(0, 0.004, pose.shape)
         rows.append({"gloss": " ".join(words[i] for i in said), "pose": pose})
@@ -408,11 +415,12 @@ def sample_rows(n, seed):
 
 
 # ---- poses: a column of the tables, or .pose files in a folder or an archive
+ROW_FPS = 25  # frames per second of the poses in rows
 MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
 MAX_FPS = 240  # a file that says more does not know its frame rate
 MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
 MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
-GROUP_BYTES = 2**22  # of neighbours, which one request reads: the hub counts requests
+GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
 HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
 NOT_FOUND = ["no .pose file", "ambiguous name"]
 
@@ -500,8 +508,8 @@ class PoseFiles:
             return self.files_of_zip()
         root, files = self.fs._strip_protocol(self.place), {}
         for path, (start, end) in zip(paths, itertools.pairwise(self.joined.starts), strict=True):
-            time = self.fs.info(path).get("mtime")
-            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, time, None)
+            changed = self.fs.info(path).get("mtime")
+            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, changed, None)
         return files
 
     def files_of_zip(self):
@@ -578,10 +586,11 @@ class PoseFiles:
             if not self.remote:
                 return made
             made = list(made)
-            if not any(isinstance(one, Damaged) for one in made):
+            bad = [row.uid for row, one in zip(group, made, strict=True) if type(one) is Damaged]
+            if not bad:
                 return made
             time.sleep(pause)
-        raise OSError("what the hub sends cannot be right")
+        raise OSError(f"what the hub sends of {bad[0]} cannot be right")
 
     def unpack(self, file, data, first):
         """A file's bytes, or a BadClip, out of the JoinedFiles' bytes from `first` on.
@@ -667,7 +676,7 @@ def read_keypoints(data):
 
 
 def row_keypoints(pose):
-    """A row's `pose` (T, D), in which null is a frame that shows nothing -> keypoints (T, K, 2)."""
+    """A row's `pose` (T, D), in which null is a frame that shows nothing -> as read_keypoints."""
     try:
         nothing = [np.nan] * POSE_DIM
         frames = np.asarray([nothing if frame is None else frame for frame in pose], np.float32)
@@ -676,7 +685,7 @@ def row_keypoints(pose):
         raise BadClip("no table of frames") from error
     if frames.shape[1] != POSE_DIM:
         raise BadClip(f"{frames.shape[1]} numbers a frame, POSE_DIM is {POSE_DIM}")
-    return hide_unseen(frames.reshape(len(frames), -1, 2))
+    return hide_unseen(frames.reshape(len(frames), -1, 2)), ROW_FPS
 
 
 def resample(keypoints, n):
@@ -697,7 +706,7 @@ def prepare_pose(raw):
     """
     if isinstance(raw, BadClip):
         raise raw
-    keypoints, fps = read_keypoints(raw) if isinstance(raw, bytes) else (row_keypoints(raw), FPS)
+    keypoints, fps = read_keypoints(raw) if isinstance(raw, bytes) else row_keypoints(raw)
     distance = np.hypot(keypoints[..., 0], keypoints[..., 1])
     near = distance <= MAX_DISTANCE
     if (np.isfinite(distance) & ~near).sum() > near.sum():
@@ -712,7 +721,7 @@ def prepare_pose(raw):
 
 
 # ---- the store of prepared clips
-PREPARATION = 2  # the version of the prepared clips: another one prepares all of them anew
+PREPARATION = 3  # the version of the prepared clips: another one prepares all of them anew
 
 # A line of the store's index. first: of its frames in the store; crc: of its frames; problem: for
 # which the clip is left out, or ""
@@ -727,7 +736,7 @@ class ClipStore:
     """
 
     def __init__(self, name):
-        what = digest((PREPARATION, POINTS, FPS, MAX_FRAMES, POSE_DIM, name))
+        what = short_hash((PREPARATION, POINTS, FPS, MAX_FRAMES, POSE_DIM, name))
         self.folder = Path(datasets.config.HF_DATASETS_CACHE, "gloss_to_pose", what)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.poses = self.folder / "poses.f32"
@@ -742,21 +751,27 @@ class ClipStore:
         text = self.index.read_bytes()
         whole = text.rfind(b"\n") + 1
         clips = [StoredClip(**json.loads(line)) for line in text[:whole].splitlines()]
+        there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; of a copy that was cut fewer
+        clips = [clip for clip in clips if clip.first + clip.frames <= there]
         self.clips = {clip.key: clip for clip in clips}
         self.end = max((clip.first + clip.frames for clip in clips), default=0)
         return whole
 
     @contextlib.contextmanager
     def locked(self):
-        """Clips may be added. Another run that is to add some waits, and then knows of these."""
-        with open(self.folder / "lock", "w") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("  waiting for another run, which prepares these clips", flush=True)
-                fcntl.lockf(lock, fcntl.LOCK_EX)
-            os.truncate(self.index, self.read_index())
-            yield
+        """Clips may be added. Another run that is to add some waits, and then knows of these.
+
+        After an error threads may still add: then the lock stays until the process ends.
+        """
+        self.lock = open(self.folder / "lock", "w")  # noqa: SIM115 (it stays open)
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("  waiting for another run, which prepares these clips", flush=True)
+            fcntl.lockf(self.lock, fcntl.LOCK_EX)
+        os.truncate(self.index, self.read_index())
+        yield
+        self.lock.close()
 
     def add(self, clips):
         """[(key, pose (T, K, 2), seconds, problem)] -> the disk. Any thread may call it."""
@@ -885,6 +900,10 @@ def report_clips(usable, left_out):
         print(f"  single frames    {single} clips have no more than one")
     if twice := len(train) - len({contents_of(pair) for pair in train}):
         print(f"  clips twice      {twice} training clips are the same as another, and stay")
+    if len({clip.seconds for clip in clips}) == 1:
+        print(
+            f"  one length       all clips last {clips[0].seconds:.2f} s: pad with NaN or 0 alone"
+        )
     if broken := sum("\n" in row.gloss for row, _ in train + validation):
         print(f"  line breaks      in {broken} texts: a quote left open in a CSV swallows its rows")
 
@@ -955,6 +974,10 @@ def training_statistics(clips):
     kept = sorted(word for word, n in words.items() if n >= MIN_GLOSS_COUNT)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>")
     print(f"  points unseen    {100 * (1 - seen.mean()):.1f} % in the training clips")
+    if len(mean) == 2 * len(POINTS):
+        shoulders = mean.reshape(-1, 2)[SHOULDERS]
+        if shoulders.any() and abs(shoulders - [[0.5, 0], [-0.5, 0]]).max() > 0.25:
+            print("warning: the shoulders are not at x = 0.5 and -0.5: see the README for the unit")
     statistics = {
         "mean": torch.tensor(mean).float(),
         "std": torch.tensor(np.where(std > 1e-4, std, 1)).float(),
@@ -974,10 +997,10 @@ def gloss_tokenizer(vocabulary):
     numbers = {gloss: i for i, gloss in enumerate(vocabulary)}
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token="<unk>"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return pack_tokenizer(words.to_str(), "<pad>", "<unk>")
+    return load_tokenizer(words.to_str(), "<pad>", "<unk>")
 
 
-def pack_tokenizer(backend, pad_token, unk_token):
+def load_tokenizer(backend, pad_token, unk_token):
     """A tokenizer as a checkpoint keeps it -> the tokenizer."""
     backend = tokenizers.Tokenizer.from_str(backend)
     return transformers.PreTrainedTokenizerFast(
@@ -1370,7 +1393,7 @@ def new_model(name, statistics, vocabulary):
         "unk_token": tokenizer.unk_token,
     }
     built = {"model_args": args, "tokenizer": packed, "max_gloss_len": MAX_GLOSS_LEN}
-    return model, pack_tokenizer(**packed), built
+    return model, load_tokenizer(**packed), built
 
 
 # ---- losses and metrics
@@ -1465,7 +1488,8 @@ def evaluate(model, clips, device, rank=0, world=1):
     """
     model.eval()
     points = [*range(2 * len(HAND)), *WRISTS]
-    points = [point for point in points if point < len(model.mean) // 2]  # POSE_DIM may be smaller
+    if len(model.mean) != 2 * len(POINTS):  # of other points nobody knows the hands
+        points = list(range(len(model.mean) // 2))
     names = ["squares", "absolute", "mean_squares", "numbers", "path", "real_path"]
     names += ["late", "clips", "mistaken", "points"]
     sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
@@ -1529,15 +1553,18 @@ class Run:
 
     def check_words(self):
         """Say how much of the training text is unknown; SystemExit where it is all of it."""
-        share = self.clips["train"].unknown
+        shares = [clips.unknown for clips in self.clips.values()]
         setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
         if self.name == "bert":
             setting = f"BERT_NAME = {str(BERT_NAME)!r}"
-            print(f"  word pieces      {100 * share:.1f} % in training are unknown to BERT_NAME")
-        if share == 1:
+            print(
+                f"  word pieces      {100 * shares[0]:.1f} % in training are unknown to BERT_NAME"
+            )
+        if shares[0] == 1:
             raise SystemExit(f"error: no word of the training clips is known, by {setting}")
-        if share > 0.5:
-            print(f"warning: {share:.0%} of the words in training are unknown, by {setting}")
+        for split, share in zip(("training", "validation"), shares, strict=False):
+            if share > 0.5:
+                print(f"warning: {share:.0%} of the words in {split} are unknown, by {setting}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
@@ -1694,7 +1721,7 @@ def report_full_training():
     if isinstance(source, PoseRows) or not source.remote:
         return
     try:
-        read = sum(source.fs.size(path) for path in source.fs.glob(source.place))
+        read = sum(source.fs.du(path) for path in source.fs.glob(source.place))
     except (OSError, huggingface_hub.errors.HTTPError):
         return  # without a network, all clips of this run having been prepared before
     usable = [row.split for row in rows if split_words(row.gloss)]

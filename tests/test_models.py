@@ -580,6 +580,16 @@ def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
     assert metrics["motion"] == pytest.approx(generated / real, rel=1e-4)
 
 
+def test_the_motion_of_other_keypoints_is_that_of_all():
+    build("gru", BATCH_SIZE=2)
+    targets = [np.arange(3)[:, None] * [[3.0, 4, 0, 0, 6, 8, 0, 0]], np.zeros((2, D))]
+    clips = clips_of(["hello", "go"], targets).with_tokens(script.gloss_tokenizer(VOCABULARY))
+    poses = torch.zeros(99, FRAMES, D)
+    poses[:, 1:, 5] = 3.0  # of the third point, once
+    model = Fixed(poses, torch.ones(99), torch.zeros(D))
+    assert script.evaluate(model, clips, CPU)["motion"] == pytest.approx(6 / 30, rel=1e-3)
+
+
 @pytest.mark.parametrize("n, world", [(5, 2), (7, 3), (4, 2), (3, 5)])
 def test_the_processes_share_the_validation_clips(n, world, monkeypatch):
     """Each clip is with one process, and none is repeated."""

@@ -226,6 +226,12 @@ def test_the_frame_rate_and_at_most_max_frames(frames, fps, version, expected_fr
     assert len(pose) == expected_frames and lasting == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize("fps, frames", [(25, 50), (12.5, 25), (50, 96)])
+def test_a_rows_pose_has_25_frames_a_second_whatever_fps_is(fps, frames):
+    pose, seconds = prepared(np.ones((50, 4)).tolist(), FPS=fps, POSE_DIM=4)
+    assert (len(pose), seconds) == (frames, 2)
+
+
 def test_a_long_clip_is_resampled_over_all_its_length():
     path = np.linspace(1, 5, 201)[:, None] * np.ones(4)
     pose, seconds = prepared(path.tolist(), MAX_FRAMES=21, POSE_DIM=4)

@@ -83,6 +83,7 @@ def glosses(clips):
         ("cafe\u0301", ["caf\u00e9"]),
         ("go 😀!", ["go", "😀"]),
         ("नमस्ते, दुनिया।", ["नमस्ते", "दुनिया"]),
+        ("¿Cómo? حالك؟ 学校。 go\u2010", ["Cómo", "حالك", "学校", "go"]),
         ("\ufeffgo \u200bhome\u200d. \u200e(now)\u200c", ["go", "home", "now"]),
         ("क\u094d\u200dष \u200b", ["क\u094d\u200dष"]),  # within a word a joiner has a meaning
     ],
@@ -111,6 +112,15 @@ def test_words_for_nothing_are_texts_and_nothing_is_none(tmp_path, capsys):
 def test_a_comma_at_the_end_of_each_row_shifts_no_column(tmp_path):
     folder = write_csv(tmp_path / "data", [(f"u{i}", f"word{i}", "") for i in range(8)])
     assert glosses(load(folder, POSES="poses")) == [f"word{i}" for i in range(8)]
+
+
+@pytest.mark.parametrize("first", [1, 2, 9])
+def test_a_comma_without_quotes_cuts_no_text(first, tmp_path):
+    folder = write_csv(tmp_path / "data", [(f"u{i}", "go") for i in range(10)])
+    rows = [f"u{i},go" + ", home" * (i >= first - 1) for i in range(10)]
+    (folder / "train.csv").write_text("\n".join(["uid,text", *rows]) + "\n")
+    said = line(folder, POSES="poses")
+    assert "a comma needs quotes" in said or f"Expected 2 fields in line {first + 1}, saw 3" in said
 
 
 def test_10000_rows_of_nothing_do_not_make_a_column_of_numbers(tmp_path):
@@ -145,6 +155,12 @@ def test_a_table_that_cannot_be_used_says_why(table, tmp_path):
         (folder / "validation.csv").write_bytes(b"uid,text\na,go\n")
     said = line(folder, POSES="poses")
     assert words in said and "check the name" not in said
+
+
+def test_a_column_that_one_file_alone_has_is_told(tmp_path):
+    folder = write_csv(tmp_path / "data", [("a", "go"), ("b", "go")])
+    (folder / "validation.csv").write_text("uid,text,signer\na,go,1\n")
+    assert "all files need the same columns" in line(folder, POSES="poses")
 
 
 @pytest.mark.parametrize("dataset", ["./nothing", "no/such/folder/here"])
@@ -366,6 +382,33 @@ def test_vocabulary_and_statistics_come_from_the_training_clips_alone(tmp_path):
     text = script.tokenize(tokenizer, ["go! unheard", "go go go go go"], 3)
     assert text["input_ids"].tolist() == [[2, 1, 0], [2, 2, 2]]
     assert text["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_words_of_the_validation_that_training_does_not_have_are_told(tmp_path, capsys):
+    clips = load(write_rows(tmp_path / "data", rows_of(6), rows_of(9, "other")[6:]), POSE_DIM=4)
+    script.Run(
+        "gru", clips, *script.training_statistics(clips["train"]), script.torch.device("cpu")
+    )
+    assert "warning: 100% of the words in validation are unknown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("unit, warned", [(1, False), (0.2, True), (-1, True), (math.nan, False)])
+def test_shoulders_that_are_elsewhere_are_told(unit, warned, tmp_path, capsys):
+    rows = script.sample_rows(8, 1).to_list()
+    for row in rows:
+        pose = np.array(row["pose"])
+        pose[:, 94:98] *= unit  # x and y of both
+        row["pose"] = pose.tolist()
+    clips = load(write_rows(tmp_path / "data", rows[:6], rows[6:]), POSE_DIM=152)
+    script.training_statistics(clips["train"])
+    assert ("warning: the shoulders are not at" in capsys.readouterr().out) == warned
+
+
+def test_clips_of_one_length_are_told_as_they_may_be_padded(tmp_path, capsys):
+    rows = rows_of(6)
+    load(write_rows(tmp_path / "data", rows), POSE_DIM=4)
+    frames = len(rows[0]["pose"])
+    assert report(capsys, "one length").startswith(f"all clips last {frames / 25:.2f} s")
 
 
 @pytest.mark.parametrize("glosses, unknown", [("a b c d e f", 1), ("a a b c d e", 0.67)])

@@ -180,6 +180,18 @@ def test_a_line_that_was_cut_and_frames_without_a_line_are_lost_and_no_more(tmp_
 # ---- runs that are stopped, and two at once
 
 
+def test_clips_whose_frames_are_missing_in_a_copy_of_the_store_are_prepared_anew(
+    tmp_path, prepared
+):
+    write(tmp_path / "isign")
+    assert prepared() == 12
+    poses = only_store(tmp_path) / "poses.f32"
+    whole = poses.read_bytes()
+    poses.write_bytes(whole[: len(whole) // 2 + 5])
+    assert prepared() == 6 and poses.read_bytes()[: len(whole) // 2] == whole[: len(whole) // 2]
+    assert prepared() == 0
+
+
 def test_killed_at_any_moment_a_store_is_whole_and_nothing_is_lost_but_what_it_was_at(tmp_path):
     uids = [f"{i:012x}-1" for i in range(400)]
     write(tmp_path / "isign", uids, frames=2)
@@ -240,7 +252,7 @@ def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_
 ):
     write(tmp_path / "isign", [f"{i:012x}-1" for i in range(300)], frames=2)
     path = script_of(tmp_path, "model_selection.py", slow=0.01)
-    path.write_text(path.read_text("utf8").replace("GROUP_BYTES = 2**22", "GROUP_BYTES = 2**16"))
+    path.write_text(path.read_text("utf8").replace("GROUP_BYTES = 2**24", "GROUP_BYTES = 2**16"))
     run = start(path)
     until(lambda: lines_of(tmp_path) > 20)
     began = time.time()

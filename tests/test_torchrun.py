@@ -106,6 +106,10 @@ def test_two_processes_resume(tiny):
     change(EPOCHS=4)
     assert train(2, "--resume") == [0, 0] and len(outcome()[0]) == 4
     assert "\nGRU epoch 3/4" in said() and "epoch 2/4" not in said()
+    assert said().startswith("resumed with other settings, so not bit by bit: EPOCHS was 2, is 4\n")
+    change(EPOCHS=5)
+    train(1, "--resume")
+    assert "EPOCHS was 4, is 5; processes was 2, is 1\n" in said()
 
 
 def test_a_batch_that_cannot_be_shared_is_one_line(tiny):

@@ -600,6 +600,21 @@ def test_a_last_checkpoint_that_is_damaged_is_one_line(what, tiny):
     assert "\n" not in str(error.value) and Path(BEST).read_bytes() == best
 
 
+def test_a_best_checkpoint_of_another_run_or_none_is_told_before_the_training(tiny, monkeypatch):
+    change(EPOCHS=1)
+    train()
+    other = torch.load(BEST, weights_only=True)
+    change(SEED=5, EPOCHS=2)
+    train()
+    monkeypatch.setattr(final, "train_epochs", None)
+    torch.save(other, BEST)
+    with pytest.raises(SystemExit, match="does not fit: best_gru.pt is of another run$"):
+        train("--resume")
+    Path(BEST).unlink()
+    with pytest.raises(SystemExit, match="^error: best_gru.pt does not exist"):
+        train("--resume")
+
+
 def test_another_encoder_of_the_same_size_is_not_resumed(tiny, bert, tmp_path):
     change(EPOCHS=1)
     train(model="bert")
