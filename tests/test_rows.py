@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from helpers import change, pose_bytes, positions, shrink_sample, small, write_isign
 
 import model_selection as script
+import train_final_model
 
 POSE = np.random.default_rng(0).normal(size=(5, 4)).round(3).tolist()  # 5 frames of two points
 
@@ -402,6 +404,13 @@ def test_shoulders_that_are_elsewhere_are_told(unit, warned, tmp_path, capsys):
     clips = load(write_rows(tmp_path / "data", rows[:6], rows[6:]), POSE_DIM=152)
     script.training_statistics(clips["train"])
     assert ("warning: the shoulders are not at" in capsys.readouterr().out) == warned
+
+
+def test_of_other_keypoints_there_is_no_preview(tmp_path, capsys):
+    small(DATASET=str(write_rows(tmp_path / "data", rows_of(6))), POSE_DIM=4, EPOCHS=1)
+    train_final_model.main(["--model", "gru"])
+    assert "checkpoint: best_gru.pt" in capsys.readouterr().out
+    assert not Path("preview_gru.html").exists()
 
 
 def test_clips_of_one_length_are_told_as_they_may_be_padded(tmp_path, capsys):
