@@ -307,6 +307,10 @@ def test_an_error_of_one_thread_ends_the_preparing(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "prepare_pose", fail)
     with pytest.raises(SystemExit, match="^error: .* the line is dead$"):
         script.load_clips()
+    # other threads may still add, so that no other run may yet
+    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    lock = only_store(tmp_path) / "lock"
+    assert subprocess.run([sys.executable, "-c", take, lock], stderr=subprocess.DEVNULL).returncode
     until(lambda: threading.active_count() <= threads, 10)
 
 
