@@ -305,12 +305,13 @@ def test_an_error_of_one_thread_ends_the_preparing(tmp_path, monkeypatch):
         raise OSError("the line is dead")
 
     monkeypatch.setattr(script, "prepare_pose", fail)
-    with pytest.raises(SystemExit, match="^error: .* the line is dead$"):
+    with pytest.raises(SystemExit, match="^error: .* the line is dead$") as ended:
         script.load_clips()
-    # other threads may still add, so that no other run may yet
+    # other threads may still add, so that no other run may yet, while `ended` holds the store
     take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     lock = only_store(tmp_path) / "lock"
     assert subprocess.run([sys.executable, "-c", take, lock], stderr=subprocess.DEVNULL).returncode
+    assert ended.value.code
     until(lambda: threading.active_count() <= threads, 10)
 
 
