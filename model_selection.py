@@ -561,10 +561,11 @@ class PoseFiles:
         files = {row: self.find(row) for row in rows}
         groups = [[row] for row in rows if isinstance(files[row], BadClip)]
         found = [row for row in rows if isinstance(files[row], PoseFile)]
+        most = GROUP_BYTES if self.remote else GROUP_BYTES // 4  # which takes less memory
         size, last = 0, None
         for row in sorted(found, key=lambda row: files[row].start):
             start, end, *_ = files[row]
-            if start != last or size >= GROUP_BYTES:
+            if start != last or size >= most:
                 groups.append([])
                 size = 0
             groups[-1].append(row)
