@@ -561,7 +561,8 @@ class PoseFiles:
         files = {row: self.find(row) for row in rows}
         groups = [[row] for row in rows if isinstance(files[row], BadClip)]
         found = [row for row in rows if isinstance(files[row], PoseFile)]
-        most = GROUP_BYTES if self.remote else GROUP_BYTES // 4  # which takes less memory
+        # the disk gains nothing by large groups, which take memory
+        most = GROUP_BYTES if self.remote else GROUP_BYTES // 4
         size, last = 0, None
         for row in sorted(found, key=lambda row: files[row].start):
             start, end, *_ = files[row]
@@ -748,15 +749,21 @@ class ClipStore:
         self.read_index()
 
     def read_index(self):
-        """-> its length in bytes, without a last line that is not whole."""
-        text = self.index.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        clips = [StoredClip(**json.loads(line)) for line in text[:whole].splitlines()]
-        there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; of a copy that was cut fewer
-        clips = [clip for clip in clips if clip.first + clip.frames <= there]
-        self.clips = {clip.key: clip for clip in clips}
-        self.end = max((clip.first + clip.frames for clip in clips), default=0)
-        return whole
+        """-> the length in bytes of its lines that are whole, and whose frames are there.
+
+        The last line is not whole after a kill. Of a copy that was cut frames are missing.
+        """
+        lines = self.index.read_bytes().splitlines(keepends=True)
+        there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; behind the lines: it may grow
+        self.clips, self.end, length = {}, 0, 0
+        for line in lines:
+            clip = StoredClip(**json.loads(line)) if line.endswith(b"\n") else None
+            if clip is None or clip.first + clip.frames > there:
+                break
+            self.clips[clip.key] = clip
+            self.end = clip.first + clip.frames
+            length += len(line)
+        return length
 
     @contextlib.contextmanager
     def locked(self):
@@ -1554,7 +1561,7 @@ class Run:
 
     def check_words(self):
         """Say how much of the training text is unknown; SystemExit where it is all of it."""
-        shares = [clips.unknown for clips in self.clips.values()]
+        shares = [clips.unknown for clips in self.clips.values()]  # training's, validation's
         setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
         if self.name == "bert":
             setting = f"BERT_NAME = {str(BERT_NAME)!r}"
