@@ -642,11 +642,24 @@ def hide_unseen(points):
     return np.where(seen[..., None], points, np.float32(np.nan))
 
 
+def normalise(keypoints):
+    """(T, K, 2) in any unit -> in shoulder widths, from the middle of the shoulders.
+
+    The origin is the shoulders' median midpoint, the unit their median distance: one pair for the
+    whole clip, so that the hands keep their place. BadClip where the shoulders are never seen.
+    """
+    left, right = keypoints[:, SHOULDERS].swapaxes(0, 1)
+    both = np.isfinite(left + right).all(-1)
+    width = np.median(np.linalg.norm(left - right, axis=-1)[both]) if both.any() else 0
+    if width == 0:
+        raise BadClip("no shoulders")
+    return (keypoints - np.median((left + right)[both] / 2, 0)) / width
+
+
 def read_keypoints(data):
     """The bytes of a .pose file -> keypoints (T, K, 2), NaN = not seen, and its frames per second.
 
-    The origin is the median midpoint of the shoulders, the unit their median distance: one pair for
-    the whole clip. BadClip where the file has none, or cannot be parsed.
+    BadClip where the file cannot be parsed.
     """
     try:
         pose = pose_format.Pose.read(data)
@@ -668,13 +681,7 @@ def read_keypoints(data):
         raise BadClip("cut short")
     if not 1 <= fps <= MAX_FPS:
         raise BadClip("no frame rate")
-    keypoints = hide_unseen(np.where(seen[..., None], keypoints, np.nan))
-    left, right = keypoints[:, SHOULDERS].swapaxes(0, 1)
-    both = np.isfinite(left + right).all(-1)
-    width = np.median(np.linalg.norm(left - right, axis=-1)[both]) if both.any() else 0
-    if width == 0:
-        raise BadClip("no shoulders")
-    return (keypoints - np.median((left + right)[both] / 2, 0)) / width, fps
+    return normalise(hide_unseen(np.where(seen[..., None], keypoints, np.nan))), fps
 
 
 def row_keypoints(pose):
@@ -687,7 +694,10 @@ def row_keypoints(pose):
         raise BadClip("no table of frames") from error
     if frames.shape[1] != POSE_DIM:
         raise BadClip(f"{frames.shape[1]} numbers a frame, POSE_DIM is {POSE_DIM}")
-    return hide_unseen(frames.reshape(len(frames), -1, 2)), ROW_FPS
+    keypoints = hide_unseen(frames.reshape(len(frames), -1, 2))
+    if keypoints.shape[1] == len(POINTS):  # of other points nobody knows the shoulders
+        keypoints = normalise(keypoints)
+    return keypoints, ROW_FPS
 
 
 def resample(keypoints, n):
@@ -723,7 +733,7 @@ def prepare_pose(raw):
 
 
 # ---- the store of prepared clips
-PREPARATION = 3  # the version of the prepared clips: another one prepares all of them anew
+PREPARATION = 4  # the version of the prepared clips: another one prepares all of them anew
 
 # A line of the store's index. first: of its frames in the store; crc: of its frames; problem: for
 # which the clip is left out, or ""
@@ -982,10 +992,6 @@ def training_statistics(clips):
     kept = sorted(word for word, n in words.items() if n >= MIN_GLOSS_COUNT)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>")
     print(f"  points unseen    {100 * (1 - seen.mean()):.1f} % in the training clips")
-    if len(mean) == 2 * len(POINTS):
-        shoulders = mean.reshape(-1, 2)[SHOULDERS]
-        if shoulders.any() and abs(shoulders - [[0.5, 0], [-0.5, 0]]).max() > 0.25:
-            print("warning: the shoulders are not at x = 0.5 and -0.5: see the README for the unit")
     statistics = {
         "mean": torch.tensor(mean).float(),
         "std": torch.tensor(np.where(std > 1e-4, std, 1)).float(),
@@ -1287,14 +1293,16 @@ class PoseModel(nn.Module):
         window, places = self.time_line(sign_durations, token_mask, n_frames, longest)
         queries = window.to(signs.dtype) @ signs + self.of_place(places)  # (B, T, H)
         hidden = self.decoder(self.drop_features(queries), frame_mask, states, token_mask)
-        hidden = self.drop_features(hidden)
-        pose = (self.output(hidden).float() * self.std + self.mean) * frame_mask[..., None]
-        usually_seen = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
+        hidden = self.drop_features(hidden).float()
+        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would round the movement
+            pose = (self.output(hidden) * self.std + self.mean) * frame_mask[..., None]
+            usually_seen = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
+            confidence = self.confidence(hidden) + usually_seen
         behind = (0, 0, 0, self.max_frames - longest)
         return Signing(
             pose=nn.functional.pad(pose, behind),
             seconds=seconds,
-            confidence=nn.functional.pad(self.confidence(hidden).float() + usually_seen, behind),
+            confidence=nn.functional.pad(confidence, behind),
             keys=keys,
             durations=durations * self.seconds_per_gloss,
         )

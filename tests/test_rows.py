@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 from helpers import change, pose_bytes, positions, shrink_sample, small, write_isign
+from numpy.testing import assert_allclose
 
 import model_selection as script
 import train_final_model
@@ -394,16 +395,27 @@ def test_words_of_the_validation_that_training_does_not_have_are_told(tmp_path, 
     assert "warning: 100% of the words in validation are unknown" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("unit, warned", [(1, False), (0.2, True), (-1, True), (math.nan, False)])
-def test_shoulders_that_are_elsewhere_are_told(unit, warned, tmp_path, capsys):
-    rows = script.sample_rows(8, 1).to_list()
-    for row in rows:
-        pose = np.array(row["pose"])
-        pose[:, 94:98] *= unit  # x and y of both
-        row["pose"] = pose.tolist()
-    clips = load(write_rows(tmp_path / "data", rows[:6], rows[6:]), POSE_DIM=152)
-    script.training_statistics(clips["train"])
-    assert ("warning: the shoulders are not at" in capsys.readouterr().out) == warned
+@pytest.mark.parametrize("unit, shift", [(1, 0), (300, 700), (0.2, 0.5)])
+def test_rows_in_any_unit_are_the_same_clip(unit, shift, tmp_path):
+    """Shoulder widths, pixels, 0 to 1."""
+    row = script.sample_rows(1, 1)[0]
+    here = np.array(row["pose"])
+    there = here * unit + shift
+    small(POSE_DIM=152)
+    expected, _ = script.row_keypoints(here)
+    keypoints, _ = script.row_keypoints(there.tolist())
+    assert_allclose(keypoints, expected, atol=1e-3)
+    left, right = np.nanmedian(keypoints[:, script.SHOULDERS], 0)
+    assert_allclose(left - right, [1, 0], atol=0.01)
+    assert_allclose(left + right, [0, 0], atol=0.01)
+
+
+def test_a_row_without_shoulders_is_left_out():
+    pose = np.array(script.sample_rows(1, 1)[0]["pose"])
+    pose[:, 94:96] = math.nan
+    small(POSE_DIM=152)
+    with pytest.raises(script.BadClip, match="^no shoulders$"):
+        script.row_keypoints(pose)
 
 
 def test_of_other_keypoints_there_is_no_preview(tmp_path, capsys):
