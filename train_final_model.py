@@ -89,7 +89,7 @@ LR_BERT = 2e-5  # of the pretrained encoder
 WARMUP = 0.05  # share of the steps in which the rates rise; then they fall to 0
 GRAD_CLIP = 1.0  # the longest gradient; 0: any
 DURATION_WEIGHT = 0.1  # of the error of the log duration, beside the MSE
-SPEED_WEIGHT = 0.15  # of the error of the points' speeds, which keeps the hands moving
+MOTION_WEIGHT = 0.5  # of the errors of how the points move
 CONFIDENCE_WEIGHT = 0.1  # of the error of which points are seen
 AVERAGE = 0.999  # of the moving average of the weights, which is evaluated and saved; 0: no average
 MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
@@ -121,6 +121,7 @@ PARTS = {
 }
 POINTS = [(part, name) for part, names in PARTS.items() for name in names]
 SHOULDERS = [POINTS.index(("POSE_LANDMARKS", f"{side}_SHOULDER")) for side in ("LEFT", "RIGHT")]
+ELBOWS = [POINTS.index(("POSE_LANDMARKS", f"{side}_ELBOW")) for side in ("LEFT", "RIGHT")]
 WRISTS = [POINTS.index(("POSE_LANDMARKS", f"{side}_WRIST")) for side in ("LEFT", "RIGHT")]
 
 
@@ -1238,7 +1239,7 @@ class Plan(nn.Module):
         before = signed.cumsum(1) - signed
         behind = signed.sum(1, keepdim=True) - signed - before
         waves = [sinusoidal_features(count / self.half_turn) for count in (before, behind)]
-        moved = self.move(states + self.counts(torch.cat(waves, -1))).squeeze(-1).float()
+        moved = self.move(states + self.counts(torch.cat(waves, -1))).squeeze(-1)
         keys = torch.arange(states.shape[1], device=states.device) + self.step * moved
         keys = keys.masked_fill(~token_mask, self.padding)
         ranked = keys.sort(1).values
@@ -1286,32 +1287,54 @@ class PoseModel(nn.Module):
         knows it, so that the host need not wait for the GPU.
         """
         words, states = self.encoder(self.drop_words(tokens, token_mask), token_mask)
-        begin_at_1 = math.log(math.e - 1)  # the softplus of it is 1
-        durations = nn.functional.softplus(self.duration(states).squeeze(-1).float() + begin_at_1)
-        durations = durations * token_mask  # (B, S), in mean glosses
-        seconds = durations.sum(1) * self.seconds_per_gloss
-        keys, order = self.plan(states, durations, token_mask)
-        signs = self.of_sign(order.to(words.dtype) @ words)  # (B, S, H)
-        sign_durations = (order * durations[:, None]).sum(-1) * token_mask
-        n_frames = self.frames(seconds) if n_frames is None else n_frames
-        longest = int(n_frames.max()) if longest is None else longest
-        frame_mask = torch.arange(longest, device=tokens.device) < n_frames[:, None]  # (B, T)
-        window, places = self.time_line(sign_durations, token_mask, n_frames, longest)
-        queries = window.to(signs.dtype) @ signs + self.of_place(places)  # (B, T, H)
+        float32 = torch.autocast(tokens.device.type, enabled=False)  # for times and poses
+        with float32:
+            words, states = words.float(), states.float()
+            durations = self.durations(states, token_mask)
+            keys, order = self.plan(states, durations, token_mask)
+            seconds = durations.sum(1) * self.seconds_per_gloss
+            n_frames = self.frames(seconds) if n_frames is None else n_frames
+            longest = int(n_frames.max()) if longest is None else longest
+            frame_mask = torch.arange(longest, device=tokens.device) < n_frames[:, None]  # (B, T)
+            sign_durations = (order * durations[:, None]).sum(-1) * token_mask
+            window, places = self.time_line(sign_durations, token_mask, n_frames, longest)
+            queries = window @ self.of_sign(order @ words) + self.of_place(places)  # (B, T, H)
         hidden = self.decoder(self.drop_features(queries), frame_mask, states, token_mask)
-        hidden = self.drop_features(hidden).float()
-        with torch.autocast(hidden.device.type, enabled=False):  # bfloat16 would round the movement
-            pose = (self.output(hidden) * self.std + self.mean) * frame_mask[..., None]
-            usually_seen = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
-            confidence = self.confidence(hidden) + usually_seen
-        behind = (0, 0, 0, self.max_frames - longest)
+        with float32:
+            pose, confidence = self.points(self.drop_features(hidden.float()))
+        after_the_end = (0, 0, 0, self.max_frames - longest)
         return Signing(
-            pose=nn.functional.pad(pose, behind),
+            pose=nn.functional.pad(pose * frame_mask[..., None], after_the_end),
             seconds=seconds,
-            confidence=nn.functional.pad(confidence, behind),
+            confidence=nn.functional.pad(confidence, after_the_end),
             keys=keys,
             durations=durations * self.seconds_per_gloss,
         )
+
+    def durations(self, states, token_mask):
+        """(B, S, H) -> (B, S), in mean glosses"""
+        begin_at_1 = math.log(math.e - 1)  # the softplus of it is 1
+        return nn.functional.softplus(self.duration(states).squeeze(-1) + begin_at_1) * token_mask
+
+    def points(self, hidden):
+        """(B, T, H) -> pose (B, T, D) and confidence (B, T, K).
+
+        The wrist of an arm goes to the wrist of its hand as far as the hand is likely to be shown,
+        and the elbow half as far: an arm is the average over all clips, also those in which it
+        hangs, but a hand is the average over those that show it.
+        """
+        usually_seen = self.seen.view(-1, 2)[:, 0].clamp(0.001, 0.999).logit()
+        confidence = self.confidence(hidden) + usually_seen
+        pose = self.output(hidden) * self.std + self.mean
+        if len(usually_seen) != len(POINTS):  # of other points nobody knows the hands
+            return pose, confidence
+        points = list(pose.unflatten(-1, (-1, 2)).unbind(2))  # K of (B, T, 2)
+        for hand, elbow, wrist in zip((0, len(HAND)), ELBOWS, WRISTS, strict=True):
+            shown = (2 * confidence[..., hand, None]).detach().sigmoid()
+            gap = shown * (points[hand] - points[wrist])
+            points[wrist] = points[wrist] + gap
+            points[elbow] = points[elbow] + gap / 2
+        return torch.stack(points, 2).flatten(2), confidence
 
     def frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
@@ -1419,6 +1442,15 @@ def new_model(name, statistics, vocabulary):
 
 
 # ---- losses and metrics
+SWING = (0.16, 0.64)  # seconds: of two Gaussians, between which movement can be foreseen
+MOTION_SECONDS = 0.08  # of the Gaussian after which movement is measured: trembling is none
+MOTION_FRAMES = math.ceil(3 * MOTION_SECONDS * FPS)  # that it reaches to each side
+TREMBLE_HZ = 8  # from here on movement is a detector's noise, or trembling
+SHORTEST_RUN = 0.8  # seconds; in shorter ones there is little to measure
+MAX_REACH = 5  # shoulder widths
+REACH_BINS = 1000  # of the distances up to it
+
+
 def mean_over_processes(value):
     """A tensor without gradient -> its mean over the processes that torchrun started."""
     if dist.is_initialized():
@@ -1443,23 +1475,41 @@ def pose_loss(pose, target):
     return masked_mean((pose[:, : target.shape[1]] - target.nan_to_num()).square(), seen)
 
 
-def speeds(pose):
-    """(B, T, D) -> (B, T - 1, K): how far each point moves in a frame; NaN where it is unknown."""
-    steps = pose.diff(dim=1).unflatten(-1, (-1, 2))
-    return (steps.square().sum(-1) + 1e-8).sqrt()  # the gradient at 0 stays finite
-
-
-def speed_loss(pose, target):
-    """Squared error of the points' speeds over the sum of their squares.
-
-    An average of several clips moves too little, which the squared error of the pose hardly shows.
-    """
-    real = speeds(target)
+def relative_error(made, real):
+    """The squared error of what is known (not NaN) of real, over the sum of its squares."""
     known = real.isfinite()
-    real = real.nan_to_num()
-    error = speeds(pose[:, : target.shape[1]]) - real
-    scale = mean_over_processes(real.square().sum())
-    return torch.where(known, error, 0).square().sum() / scale.clamp(min=1e-6)
+    scale = mean_over_processes(real.nan_to_num().square().sum()).clamp(min=1e-6)
+    return torch.where(known, made - real.nan_to_num(), 0).square().sum() / scale
+
+
+def blurred(pose, seen, width):
+    """Pose (B, T, D) -> what of it is seen, after a Gaussian of `width` frames (B,)."""
+    frame = torch.arange(pose.shape[1], device=pose.device)
+    weights = (-(((frame[:, None] - frame) / width[:, None, None]) ** 2) / 2).exp()
+    seen = seen.float()
+    return weights @ (pose * seen) / (weights @ seen).clamp(min=1e-6)
+
+
+def swing(pose, seen, rate):
+    """Pose (B, T, D), frames per second (B,) -> how far each point (B, T, K) is from its middle.
+
+    Of what moves slower than SWING[0] and faster than SWING[1] alone.
+    """
+    fast, slow = (blurred(pose, seen, seconds * rate) for seconds in SWING)
+    return ((fast - slow).unflatten(-1, (-1, 2)).square().sum(-1) + 1e-8).sqrt()
+
+
+def movement_loss(pose, target, rate):
+    """The errors of each frame's step and of the swing; rate (B,): frames per second.
+
+    What follows the real step is rewarded, and trembling is not. But an average of several clips
+    moves too little; how much, the swing knows, which is slow enough to be foreseen.
+    """
+    seen = target.isfinite()
+    pose = pose[:, : target.shape[1]]
+    steps = relative_error(pose.diff(dim=1), target.diff(dim=1))
+    real = swing(target.nan_to_num(), seen, rate).masked_fill(~seen[..., ::2], math.nan)
+    return steps + relative_error(swing(pose, seen, rate), real)
 
 
 def duration_loss(seconds, target):
@@ -1491,12 +1541,104 @@ def training_loss(model, batch):
     made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest=target.shape[1])
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
+    rate = batch["n_frames"] / batch["seconds"]
     mse = pose_loss(made.pose, target)
     loss = mse / variance
-    loss = loss + SPEED_WEIGHT * speed_loss(made.pose, target)
+    loss = loss + MOTION_WEIGHT * movement_loss(made.pose, target, rate)
     loss = loss + DURATION_WEIGHT * duration_loss(made.seconds, batch["seconds"])
     loss = loss + CONFIDENCE_WEIGHT * confidence_loss(made.confidence, points_seen(batch))
     return loss, mse.detach()
+
+
+def wrists_of(points):
+    return points[:, :, WRISTS[0] : WRISTS[1] + 1]
+
+
+def hands_of(points):
+    """Points (B, T, K, 2) -> those of the hands and both wrists; all, where they are not known."""
+    if points.shape[2] != len(POINTS):
+        return points
+    return torch.cat([points[:, :, : 2 * len(HAND)], wrists_of(points)], 2)
+
+
+def runs_of(seen):
+    """seen (B, T, K) -> first and last frame (B, T, K) of the run of seen frames around each."""
+    frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
+    until_end = len(frame) - 1 - frame
+    around = nn.functional.pad(seen, (0, 0, 1, 1))
+    begins, ends = seen & ~around[:, :-2], seen & ~around[:, 2:]
+    first = torch.where(begins, frame, 0).cummax(1).values
+    still_to_come = torch.where(ends, until_end, 0).flip(1).cummax(1).values.flip(1)
+    return first, len(frame) - 1 - still_to_come
+
+
+def movement(points, runs, used, rate):
+    """How far points (B, T, K, 2) move, and how much they tremble -> a sum for each.
+
+    The path is measured after a Gaussian of MOTION_SECONDS, over whose width a run goes on as it
+    begins and ends; trembling is the energy from TREMBLE_HZ on. used (B, T, K): the frames that
+    count; rate (B,): frames per second.
+    """
+    first, last = runs
+    frame = torch.arange(points.shape[1], device=points.device)[:, None]
+
+    def at(frames, values=points):
+        return values.gather(1, frames[..., None].expand_as(values))
+
+    width = MOTION_SECONDS * rate[:, None, None, None]  # in frames
+    smoothed = total = 0
+    for offset in range(-MOTION_FRAMES, MOTION_FRAMES + 1):
+        weight = (-((offset / width) ** 2) / 2).exp() * (abs(offset) <= (3 * width).ceil())
+        smoothed = smoothed + weight * at((frame + offset).clamp(first, last))
+        total = total + weight
+    steps = (smoothed / total).diff(dim=1).norm(dim=-1)
+    path = torch.where(used[:, 1:] & (first[:, 1:] < frame[1:]), steps, 0).sum()
+
+    length = (last - first + 1)[..., None]
+    sums = points.cumsum(1)
+    mean = (at(last, sums) - at(first, sums) + at(first)) / length  # of the run
+    window = (math.pi * (frame - first)[..., None] / (length - 1).clamp(min=1)).sin().square()
+    waves = torch.fft.rfft((points - mean) * window * length.sqrt() * used[..., None], dim=1)
+    hertz = torch.arange(waves.shape[1], device=points.device) * rate[:, None] / len(frame)
+    trembles = (hertz >= TREMBLE_HZ)[..., None, None]  # (B, frequencies, 1, 1)
+    return path, (waves.abs().square() * trembles).sum()
+
+
+def movement_sums(pose, target, rate):
+    """Poses (B, T, D) and frames per second (B,) -> {name: sum} of generated and real movement.
+
+    A point of the hands counts in the runs of frames that show it, if they last SHORTEST_RUN.
+    """
+    made, real = (hands_of(x.unflatten(-1, (-1, 2))) for x in (pose, target))
+    seen = real.isfinite().all(-1)
+    first, last = runs_of(seen)
+    shortest = (SHORTEST_RUN * rate).clamp(min=8)[:, None, None]
+    used = seen & (last - first + 1 >= shortest)
+    sums = {}
+    for name, points in (("", made), ("real_", real)):
+        points = torch.where(seen[..., None], points, 0)
+        path, energy = movement(points, (first, last), used, rate)
+        sums |= {f"{name}path": path, f"{name}tremble": energy}
+    return sums
+
+
+def reach_counts(pose, shown):
+    """Pose (B, T, D) and which points are shown (B, T, K) -> counts (REACH_BINS,) of frames.
+
+    They are counted by the distance from a hand's wrist to its arm's, where both are shown.
+    """
+    if shown.shape[2] != len(POINTS):
+        return 0
+    points, hands = pose.unflatten(-1, (-1, 2)), slice(0, 2 * len(HAND), len(HAND))
+    distance = (points[:, :, hands] - wrists_of(points)).norm(dim=-1).clamp(max=MAX_REACH)
+    both = shown[:, :, hands] & wrists_of(shown)
+    return torch.histc(torch.where(both, distance, -1), REACH_BINS, 0, MAX_REACH)
+
+
+def percentile_99(counts):
+    """Counts (REACH_BINS,) -> the distance that 99 % of them do not pass; NaN for no counts."""
+    place = np.searchsorted(counts.cumsum(), 0.99 * counts.sum())
+    return (place + 0.5) * MAX_REACH / REACH_BINS if counts.any() else math.nan
 
 
 @torch.no_grad()
@@ -1504,47 +1646,67 @@ def evaluate(model, clips, device, rank=0, world=1):
     """-> metrics over real frames and seen points, at the clips' real lengths.
 
     val_mse, val_mae and mean_pose_mse (of the training split's mean pose) in (squared) shoulder
-    widths; motion, the path of the generated hands over that of the real ones; duration_error in
-    seconds; seen_error, the share of points in frames whose confidence is on the wrong side of 0.5.
-    Sums over all clips and processes, divided once.
+    widths; duration_error in seconds; seen_error, the share of points in frames whose confidence is
+    on the wrong side of 0.5. Of the hands, generated over real: motion, the path after smoothing;
+    tremble, the amplitude from TREMBLE_HZ on; reach, the 99th percentile of the distance between a
+    hand's wrist and its arm's (NaN where these are not known). Sums over all clips and processes,
+    divided once.
     """
     model.eval()
-    points = [*range(2 * len(HAND)), *WRISTS]
-    if len(model.mean) != 2 * len(POINTS):  # of other points nobody knows the hands
-        points = list(range(len(model.mean) // 2))
-    names = ["squares", "absolute", "mean_squares", "numbers", "path", "real_path"]
-    names += ["late", "clips", "mistaken", "points"]
-    sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in names}
+    names = [
+        "squares",
+        "absolute",
+        "mean_squares",
+        "numbers",
+        "duration_error",
+        "clips",
+        "mistaken",
+    ]
+    names += ["points", "path", "real_path", "tremble", "real_tremble"]
+    shapes = dict.fromkeys(names, ()) | {"reach": REACH_BINS, "real_reach": REACH_BINS}
+    sums = {}
+    for name, shape in shapes.items():
+        sums[name] = torch.zeros(shape, dtype=torch.float64, device=device)
     batches = torch.arange(len(clips))[rank::world].split(BATCH_SIZE)
     for numbers in filter(len, batches):  # of few clips a process may have none
         batch = clips.batch(numbers, device)
-        target = batch["pose"]
-        longest = target.shape[1]
-        made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
-        pose = made.pose[:, :longest]
-        seen = target.isfinite()
-        error = torch.where(seen, pose - target, 0)
-        sums["squares"] += error.square().sum()
-        sums["absolute"] += error.abs().sum()
-        sums["mean_squares"] += torch.where(seen, model.mean - target, 0).square().sum()
-        sums["numbers"] += seen.sum()
-        real = speeds(target)[..., points]
-        sums["path"] += torch.where(real.isfinite(), speeds(pose)[..., points], 0).sum()
-        sums["real_path"] += real.nansum()
-        sums["late"] += (made.seconds - batch["seconds"]).abs().sum()
-        sums["clips"] += len(target)
-        shown = points_seen(batch)
-        mistaken = (made.confidence[:, :longest] > 0) != (shown == 1)
-        sums["mistaken"] += (mistaken & shown.isfinite()).sum()
-        sums["points"] += shown.isfinite().sum()
-    total = {name: mean_over_processes(value).item() for name, value in sums.items()}
-    return {
+        for name, value in batch_sums(model, batch).items():
+            sums[name] += value
+    total = {name: mean_over_processes(value).cpu().numpy() for name, value in sums.items()}
+    metrics = {
         "val_mse": total["squares"] / total["numbers"],
         "val_mae": total["absolute"] / total["numbers"],
         "mean_pose_mse": total["mean_squares"] / total["numbers"],
-        "motion": total["path"] / max(total["real_path"], 1e-9),
-        "duration_error": total["late"] / total["clips"],
+        "motion": total["path"] / total["real_path"].clip(1e-9),
+        "tremble": np.sqrt(total["tremble"] / total["real_tremble"].clip(1e-9)),
+        "reach": percentile_99(total["reach"]) / percentile_99(total["real_reach"]),
+        "duration_error": total["duration_error"] / total["clips"],
         "seen_error": total["mistaken"] / total["points"],
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def batch_sums(model, batch):
+    """-> {name: sum over the batch}, of which `evaluate` makes its metrics."""
+    target = batch["pose"]
+    longest = target.shape[1]
+    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
+    pose, likely = made.pose[:, :longest], made.confidence[:, :longest] > 0
+    seen, shown = target.isfinite(), points_seen(batch)
+    real_frame, shown = shown.isfinite(), shown == 1
+    error = torch.where(seen, pose - target, 0)
+    return {
+        "squares": error.square().sum(),
+        "absolute": error.abs().sum(),
+        "mean_squares": torch.where(seen, model.mean - target, 0).square().sum(),
+        "numbers": seen.sum(),
+        "duration_error": (made.seconds - batch["seconds"]).abs().sum(),
+        "clips": len(target),
+        "mistaken": ((likely != shown) & real_frame).sum(),
+        "points": real_frame.sum(),
+        "reach": reach_counts(pose, likely & real_frame),
+        "real_reach": reach_counts(target, shown),
+        **movement_sums(pose, target, batch["n_frames"] / batch["seconds"]),
     }
 
 
@@ -1739,7 +1901,7 @@ def run_script(main):
 # ---- checkpoints
 # A resumed run may have other values of these, and says so; the others shape the data or the model
 CHANGEABLE = """EPOCHS PATIENCE BATCH_SIZE SEED LR_GRU LR_TRANSFORMER LR_BERT WARMUP GRAD_CLIP
-    DURATION_WEIGHT SPEED_WEIGHT CONFIDENCE_WEIGHT AVERAGE MIXED_PRECISION"""
+    DURATION_WEIGHT MOTION_WEIGHT CONFIDENCE_WEIGHT AVERAGE MIXED_PRECISION"""
 FIXED = """FPS MAX_FRAMES POSE_DIM MAX_GLOSS_LEN MIN_GLOSS_COUNT EMBED_DIM HIDDEN_DIM DROPOUT
     WORD_DROPOUT"""
 

@@ -97,7 +97,8 @@ def test_the_final_run_reports_its_best_epoch(bert, tmp_path, capsys):
     block = done.out.split("\n\n")[-1].split("\nwarning")[0]
     closing = dict(line.split(": ") for line in block.splitlines())
     keys = ["data", "model", "parameters", "best_epoch", "val_mse", "val_mae", "mean_pose_mse"]
-    keys += ["motion", "duration_error", "seen_error", "val_dtw_mje", "training_seconds"]
+    keys += ["motion", "tremble", "reach", "duration_error", "seen_error", "val_dtw_mje"]
+    keys += ["training_seconds"]
     assert list(closing) == [*keys, "checkpoint", "preview"]
     assert closing["model"] == "gru" and closing["data"] == "sample data"
     assert closing["checkpoint"] == "best_gru.pt" and closing["preview"] == "preview_gru.html"
