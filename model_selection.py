@@ -1062,10 +1062,15 @@ class Signing(NamedTuple):
     durations: torch.Tensor  # (B, S), seconds of each token, about 0 of one that is not signed
 
 
-def sinusoidal_features(x):
-    """(...) -> (..., WAVE_DIM): numbers with their sines and cosines, which resolve them finely."""
-    angles = x[..., None] * math.pi * 2.0 ** torch.arange(WAVES, device=x.device)
-    return torch.cat([x[..., None], angles.sin(), angles.cos()], -1)
+def sinusoidal_features(x, fading=1):
+    """(...) -> (..., WAVE_DIM): numbers with their sines and cosines, which resolve them finely.
+
+    A wave is `fading` times as weak as the one before, of half its frequency.
+    """
+    times = 2.0 ** torch.arange(WAVES, device=x.device)
+    angles = x[..., None] * math.pi * times
+    strength = times ** -math.log2(fading)
+    return torch.cat([x[..., None], angles.sin() * strength, angles.cos() * strength], -1)
 
 
 class TwoWayGRU(nn.Module):
@@ -1353,9 +1358,11 @@ class PoseModel(nn.Module):
         window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
         shortest = 0.01  # mean glosses, so that nothing is divided by 0
         within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
-        position = (window[..., None] * sinusoidal_features(within)).sum(2)  # within its sign
-        time = sinusoidal_features(step / self.max_frames).expand(*phase.shape, -1)
-        return window, torch.cat([position, sinusoidal_features(phase), time], -1)
+        # fast waves are weak, so that they are learned last: of few clips they learn the noise
+        waves = functools.partial(sinusoidal_features, fading=2)
+        position = (window[..., None] * waves(within)).sum(2)  # within its sign
+        time = waves(step / self.max_frames).expand(*phase.shape, -1)
+        return window, torch.cat([position, waves(phase), time], -1)
 
     def drop_features(self, features):
         """Dropout of the same features (B, T, H) in all frames of a clip.

@@ -20,8 +20,8 @@ EXPECTED = """check_settings save claim_folder split_words split_glosses video_o
     draw_subset load_tables list_rows choose_rows sample_rows PoseRows PoseFiles read_keypoints
     row_keypoints resample prepare_pose ClipStore prepare load_clips Clips training_statistics
     tokenize TwoWayGRU GRUEncoder TransformerEncoder PretrainedEncoder GRUDecoder TransformerDecoder
-    Plan PoseModel MODELS new_model masked_mean pose_loss movement_loss duration_loss confidence_loss
-    training_loss evaluate Run train_one_epoch run_epoch train_epochs run_script"""
+    Plan PoseModel MODELS new_model masked_mean pose_loss movement_loss duration_loss
+    confidence_loss training_loss evaluate Run train_one_epoch run_epoch train_epochs run_script"""
 
 
 def divide(source):
