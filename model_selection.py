@@ -1555,8 +1555,9 @@ def wrists_of(points):
     return points[:, :, WRISTS[0] : WRISTS[1] + 1]
 
 
-def hands_of(points):
-    """Points (B, T, K, 2) -> those of the hands and both wrists; all, where they are not known."""
+def hands_of(pose):
+    """(B, T, D) -> points (B, T, K, 2) of hands and wrists; all, where they are not known."""
+    points = pose.unflatten(-1, (-1, 2))
     if points.shape[2] != len(POINTS):
         return points
     return torch.cat([points[:, :, : 2 * len(HAND)], wrists_of(points)], 2)
@@ -1565,68 +1566,57 @@ def hands_of(points):
 def runs_of(seen):
     """seen (B, T, K) -> first and last frame (B, T, K) of the run of seen frames around each."""
     frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
-    until_end = len(frame) - 1 - frame
+    to_come = len(frame) - 1 - frame
     around = nn.functional.pad(seen, (0, 0, 1, 1))
-    begins, ends = seen & ~around[:, :-2], seen & ~around[:, 2:]
-    first = torch.where(begins, frame, 0).cummax(1).values
-    still_to_come = torch.where(ends, until_end, 0).flip(1).cummax(1).values.flip(1)
-    return first, len(frame) - 1 - still_to_come
+    first = torch.where(seen & ~around[:, :-2], frame, 0).cummax(1).values
+    after_last = torch.where(seen & ~around[:, 2:], to_come, 0).flip(1).cummax(1).values.flip(1)
+    return first, len(frame) - 1 - after_last
 
 
-def movement(points, runs, used, rate):
-    """How far points (B, T, K, 2) move, and how much they tremble -> a sum for each.
+def movement(points, first, last, used, rate):
+    """Points (B, T, K, 2) in runs of frames, frames per second (B,) -> two sums over those used.
 
-    The path is measured after a Gaussian of MOTION_SECONDS, over whose width a run goes on as it
-    begins and ends; trembling is the energy from TREMBLE_HZ on. used (B, T, K): the frames that
-    count; rate (B,): frames per second.
+    The path after a Gaussian of MOTION_SECONDS, for which each run goes on as it begins and ends;
+    and the energy of the rest from TREMBLE_HZ on.
     """
-    first, last = runs
     frame = torch.arange(points.shape[1], device=points.device)[:, None]
-
-    def at(frames, values=points):
-        return values.gather(1, frames[..., None].expand_as(values))
-
-    width = MOTION_SECONDS * rate[:, None, None, None]  # in frames
-    smoothed = total = 0
+    width = MOTION_SECONDS * rate[:, None, None, None]  # frames
+    smooth = total = 0
     for offset in range(-MOTION_FRAMES, MOTION_FRAMES + 1):
+        at = (frame + offset).clamp(first, last)[..., None].expand_as(points)
         weight = (-((offset / width) ** 2) / 2).exp() * (abs(offset) <= (3 * width).ceil())
-        smoothed = smoothed + weight * at((frame + offset).clamp(first, last))
+        smooth = smooth + weight * points.gather(1, at)
         total = total + weight
-    steps = (smoothed / total).diff(dim=1).norm(dim=-1)
-    path = torch.where(used[:, 1:] & (first[:, 1:] < frame[1:]), steps, 0).sum()
-
-    length = (last - first + 1)[..., None]
-    sums = points.cumsum(1)
-    mean = (at(last, sums) - at(first, sums) + at(first)) / length  # of the run
-    window = (math.pi * (frame - first)[..., None] / (length - 1).clamp(min=1)).sin().square()
-    waves = torch.fft.rfft((points - mean) * window * length.sqrt() * used[..., None], dim=1)
+    smooth = smooth / total
+    within = used[:, 1:] & (first[:, 1:] < frame[1:])
+    path = torch.where(within, smooth.diff(dim=1).norm(dim=-1), 0).sum()
+    length = last - first + 1
+    window = (math.pi * (frame - first) / (length - 1).clamp(min=1)).sin().square()  # Hann's
+    waves = torch.fft.rfft((points - smooth) * (window * length.sqrt() * used)[..., None], dim=1)
     hertz = torch.arange(waves.shape[1], device=points.device) * rate[:, None] / len(frame)
-    trembles = (hertz >= TREMBLE_HZ)[..., None, None]  # (B, frequencies, 1, 1)
-    return path, (waves.abs().square() * trembles).sum()
+    return path, (waves.abs().square().sum((2, 3)) * (hertz >= TREMBLE_HZ)).sum()
 
 
 def movement_sums(pose, target, rate):
-    """Poses (B, T, D) and frames per second (B,) -> {name: sum} of generated and real movement.
+    """Poses (B, T, D), frames per second (B,) -> {name: sum} of generated and of real movement.
 
-    A point of the hands counts in the runs of frames that show it, if they last SHORTEST_RUN.
+    A point of the hands counts in the runs of frames that show it for SHORTEST_RUN or more.
     """
-    made, real = (hands_of(x.unflatten(-1, (-1, 2))) for x in (pose, target))
+    real = hands_of(target)
     seen = real.isfinite().all(-1)
     first, last = runs_of(seen)
-    shortest = (SHORTEST_RUN * rate).clamp(min=8)[:, None, None]
-    used = seen & (last - first + 1 >= shortest)
+    used = seen & (last - first + 1 >= (SHORTEST_RUN * rate).clamp(min=8)[:, None, None])
     sums = {}
-    for name, points in (("", made), ("real_", real)):
+    for name, points in (("", hands_of(pose)), ("real_", real)):
         points = torch.where(seen[..., None], points, 0)
-        path, energy = movement(points, (first, last), used, rate)
-        sums |= {f"{name}path": path, f"{name}tremble": energy}
+        sums[f"{name}path"], sums[f"{name}tremble"] = movement(points, first, last, used, rate)
     return sums
 
 
 def reach_counts(pose, shown):
-    """Pose (B, T, D) and which points are shown (B, T, K) -> counts (REACH_BINS,) of frames.
+    """Pose (B, T, D), points shown (B, T, K) -> counts (REACH_BINS,) of a hand's wrist in a frame.
 
-    They are counted by the distance from a hand's wrist to its arm's, where both are shown.
+    By its distance from the arm's wrist, where both are shown.
     """
     if shown.shape[2] != len(POINTS):
         return 0
