@@ -89,7 +89,7 @@ LR_BERT = 2e-5  # of the pretrained encoder
 WARMUP = 0.05  # share of the steps in which the rates rise; then they fall to 0
 GRAD_CLIP = 1.0  # the longest gradient; 0: any
 DURATION_WEIGHT = 0.1  # of the error of the log duration, beside the MSE
-MOTION_WEIGHT = 0.5  # of the errors of how the points move
+MOTION_WEIGHT = 1.0  # of the errors of how the points move
 CONFIDENCE_WEIGHT = 0.1  # of the error of which points are seen
 AVERAGE = 0.999  # of the moving average of the weights, which is evaluated and saved; 0: no average
 MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
@@ -1449,7 +1449,7 @@ def new_model(name, statistics, vocabulary):
 
 
 # ---- losses and metrics
-SWING = (0.16, 0.64)  # seconds: of two Gaussians, between which movement can be foreseen
+SWING = (0.12, 0.48)  # seconds: of two Gaussians, between which movement can be foreseen
 MOTION_SECONDS = 0.08  # of the Gaussian after which movement is measured: trembling is none
 MOTION_FRAMES = math.ceil(3 * MOTION_SECONDS * FPS)  # that it reaches to each side
 TREMBLE_HZ = 8  # from here on movement is a detector's noise, or trembling

@@ -158,9 +158,9 @@ def test_what_was_not_seen_changes_no_loss_and_gets_no_gradient():
 
 
 def swing(pose, real):
-    """How far each point is between its means of .16 s and .64 s, of the frames that show it."""
+    """How far each point is between its means over .12 s and .48 s, of the frames that show it."""
     blurred = np.full((2, *pose.shape), np.nan)
-    for i, seconds in enumerate((0.16, 0.64)):
+    for i, seconds in enumerate((0.12, 0.48)):
         for k in range(pose.shape[1]):
             (seen,) = np.nonzero(np.isfinite(real[:, k]))
             for t in seen:
