@@ -169,7 +169,6 @@ def write_bert(folder):
     """A tiny BERT with a tokenizer."""
     pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] "
     pieces += "hello i you want go school house water eat book good ##s"
-    Path(folder, "vocab.txt").write_text(pieces.replace(" ", "\n"))
     config = transformers.BertConfig(
         vocab_size=len(pieces.split()),
         hidden_size=16,
@@ -180,6 +179,7 @@ def write_bert(folder):
     )
     torch.manual_seed(5)
     transformers.BertModel(config).save_pretrained(folder)
+    Path(folder, "vocab.txt").write_text(pieces.replace(" ", "\n"))
     return str(folder)
 
 
