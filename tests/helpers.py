@@ -180,6 +180,11 @@ def write_bert(folder):
     torch.manual_seed(5)
     transformers.BertModel(config).save_pretrained(folder)
     Path(folder, "vocab.txt").write_text(pieces.replace(" ", "\n"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    Path(folder, "vocab.txt").unlink()
+    tokenizer.save_pretrained(folder)
+    for file in ("vocab.txt", "special_tokens_map.json"):  # which transformers 4 writes, too
+        Path(folder, file).unlink(missing_ok=True)
     return str(folder)
 
 
