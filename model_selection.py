@@ -422,6 +422,8 @@ MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
 MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
 GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
 HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
+# the cores that this process may use, which macOS cannot tell
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 NOT_FOUND = ["no .pose file", "ambiguous name"]
 
 
@@ -436,7 +438,7 @@ class Damaged(BadClip):
 class PoseRows:
     """Poses in a column of the tables. PoseFiles have the same attributes and methods."""
 
-    threads = os.cpu_count()
+    threads = CORES
 
     def __init__(self, tables):
         self.tables = tables
@@ -493,7 +495,7 @@ class PoseFiles:
         self.place = place
         self.remote = "file" not in fs.protocol
         self.name = place if self.remote else os.path.realpath(place)
-        self.threads = HUB_THREADS if self.remote else os.cpu_count()
+        self.threads = HUB_THREADS if self.remote else CORES
 
     @functools.cached_property
     def files(self):

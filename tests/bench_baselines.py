@@ -228,7 +228,7 @@ def rows_of_own_frames(data, epochs):
     os.environ["OMP_NUM_THREADS"] = "1"  # of each training
     what = [row for row in bench_ablation.ROWS if row.startswith("autoregressive")]
     settings = {"DATASET": data, "EPOCHS": epochs}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(script.CORES) as pool:
         runs = {
             row: [pool.submit(bench_ablation.run, row, "gru", seed, settings) for seed in SEEDS]
             for row in what

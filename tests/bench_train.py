@@ -174,7 +174,7 @@ def grow(times):
 
 
 # ---- threads
-CORES = str(os.cpu_count())
+CORES = str(script.CORES)
 THREADS = {"as shipped": {}, "one thread": {"OMP_NUM_THREADS": "1"}}
 for spins in ("0", "300", "3000", "30000", "300000"):  # the library's default: 300000
     its = {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": spins}
