@@ -174,35 +174,32 @@ def grow(times):
 
 
 # ---- threads
-CORES = str(script.CORES)
-THREADS = {"as shipped": {}, "one thread": {"OMP_NUM_THREADS": "1"}}
+CORES = f"{script.CORES}"
+THREADS = {"one thread": {"OMP_NUM_THREADS": "1"}}
 for spins in ("0", "300", "3000", "30000", "300000"):  # the library's default: 300000
-    its = {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": spins}
-    THREADS[f"{CORES} threads, GOMP_SPINCOUNT={spins}"] = its
+    name = f"{CORES} threads, GOMP_SPINCOUNT={spins}"
+    THREADS[name] = {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": spins}
 
 
 def epoch_seconds(variables, others=()):
-    """The median epoch of the sample's GRU, beside trainings with other variables."""
-    source = Path(script.__file__).read_text("utf8")
-    with tempfile.TemporaryDirectory() as home, contextlib.ExitStack() as at_the_end:
-        for name, its in (("measured", variables), *enumerate(others)):
-            folder = Path(home, f"{name}")
+    """The median epoch of the sample's GRU, beside trainings with variables of their own."""
+    source, started = Path(script.__file__).read_text("utf8"), []
+    source = edited(source, DATASET="sample", EPOCHS=6)
+    with tempfile.TemporaryDirectory() as home:
+        for number, its in enumerate([variables, *others]):
+            folder = Path(home, f"{number}")
             folder.mkdir()
-            epochs = 5 if name == "measured" else 1000
-            text = edited(source, DATASET="sample", EPOCHS=epochs, PATIENCE=1000)
-            (folder / "train.py").write_text(text, "utf8")
+            (folder / "train.py").write_text(source, "utf8")
+            source = edited(source, EPOCHS=1000, PATIENCE=1000)  # the others last longer
+            its = {**os.environ, "HF_DATASETS_CACHE": f"{folder}", **its}
             command = [sys.executable, "train.py", "--model", "gru"]
-            environment = {**os.environ, "HF_DATASETS_CACHE": f"{folder}", **its}
-            started = subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=subprocess.DEVNULL
-            )
-            at_the_end.callback(started.wait)
-            if name == "measured":
-                measured = started
-            else:
-                at_the_end.callback(started.kill)
-        measured.wait()
-        rows = csv.DictReader((Path(home, "measured", "gru.log")).read_text().splitlines())
+            pipes = {"stdout": subprocess.DEVNULL}
+            started.append(subprocess.Popen(command, cwd=folder, env=its, **pipes))
+        started[0].wait()
+        for training in started[1:]:
+            training.kill()
+            training.wait()
+        rows = csv.DictReader(Path(home, "0", "gru.log").read_text().splitlines())
         return float(np.median([float(row["seconds"]) for row in rows][1:]))
 
 
