@@ -34,9 +34,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-# Before torch is imported: how long its threads wait for each other in a loop. With its default an
-# epoch of the sample beside two busy processes took 12 to 38 s in place of 5, with this 12 to 19
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+# Before torch is imported: beside other trainings, several threads that wait for each other make an
+# epoch 10 times as long; alone, one thread takes 1.6 times as long as two
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import datasets
 import fsspec
@@ -423,6 +423,8 @@ MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
 MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
 GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
 HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
+# the cores that this process may use, which macOS cannot tell
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 NOT_FOUND = ["no .pose file", "ambiguous name"]
 
 
@@ -437,7 +439,7 @@ class Damaged(BadClip):
 class PoseRows:
     """Poses in a column of the tables. PoseFiles have the same attributes and methods."""
 
-    threads = os.cpu_count()
+    threads = CORES
 
     def __init__(self, tables):
         self.tables = tables
@@ -494,7 +496,7 @@ class PoseFiles:
         self.place = place
         self.remote = "file" not in fs.protocol
         self.name = place if self.remote else os.path.realpath(place)
-        self.threads = HUB_THREADS if self.remote else os.cpu_count()
+        self.threads = HUB_THREADS if self.remote else CORES
 
     @functools.cached_property
     def files(self):

@@ -1,9 +1,8 @@
 """What each choice is worth, by hand: python tests/bench_ablation.py DATA [--rows ROW ...]
 
-Every row is train_final_model.py in which other settings, or other classes and functions, stand in
-the place of its own. It runs in a process of its own, with EPOCHS = 10. A line per run goes to
-ablation.jsonl; the table of all that it holds is printed. On a CPU core a run takes minutes. What
-was measured and decided stands in ABLATION.md.
+A row is train_final_model.py with other settings, classes or functions, in a process of its own,
+with EPOCHS = 10: some minutes on a CPU core. Each run adds a line to ablation.jsonl, of which the
+table is printed. ABLATION.md has what was measured and decided.
 """
 
 import argparse
@@ -34,7 +33,7 @@ shipped_loss = script.training_loss
 
 # ---- the frames' queries and the decoder
 class Unplaced(script.PoseModel):
-    """Durations place nothing: a frame's query is made of its time and its phase alone."""
+    """Durations place nothing: a frame's query has its time and its phase alone."""
 
     def time_line(self, durations, token_mask, n_frames, longest):
         window, places = super().time_line(durations, token_mask, n_frames, longest)
@@ -66,7 +65,7 @@ class TwoDecoderLayers(script.GRUDecoder):
 
 
 class DropoutByFrames(script.PoseModel):
-    """Every frame drops features by itself."""
+    """Each frame drops other features."""
 
     def drop_features(self, features):
         return self.dropout(features)
@@ -83,11 +82,10 @@ def usual_layers(*sizes):
 
 # ---- a decoder that reads its own last frame
 class OwnFrames(nn.Module):
-    """A GRU cell that is given, beside the query of a frame, the frame before it.
+    """A GRU cell that reads the query of a frame and the frame before it.
 
-    In training that is the real one (teacher forcing) or, in a share of the frames that rises over
-    the first steps, the one that it made itself (scheduled sampling), through which no gradient
-    flows. Otherwise it is always the one that it made itself.
+    In training it reads the real frame (teacher forcing) or, in a share of the frames that rises
+    over the first steps, its own, without a gradient (scheduled sampling). Else always its own.
     """
 
     rise = 500  # steps
@@ -132,7 +130,7 @@ class ScheduledSampling(TeacherForcing):
 
 
 def loss_with_teacher(model, batch):
-    """The training loss of a model whose decoder is shown the real frames; unseen is the mean."""
+    """The training loss of a model whose decoder reads the real frames; unseen points: the mean."""
     standardised = (batch["pose"] - model.mean) / model.std
     model.decoder.teacher = standardised.nan_to_num()
     return shipped_loss(model, batch)
@@ -140,7 +138,7 @@ def loss_with_teacher(model, batch):
 
 # ---- what is signed, and the plan
 class SignsFromSentences(script.GRUEncoder):
-    """What is signed, too, comes from the word within its sentence."""
+    """What is signed comes from the word within its sentence, too."""
 
     def forward(self, tokens, token_mask):
         _, states = super().forward(tokens, token_mask)
@@ -156,7 +154,7 @@ class TextOrder(script.Plan):
 
 
 class KeysByPlaces(script.Plan):
-    """Keys are moved by the places of the tokens, signed or not."""
+    """Places of tokens move the keys, whether the tokens are signed or not."""
 
     def forward(self, states, durations, token_mask):
         return super().forward(states, token_mask.float(), token_mask)
@@ -173,8 +171,8 @@ class Attention(script.Plan):
 
     def scores(self, states, token_mask):
         place = torch.arange(states.shape[1], device=states.device).expand(token_mask.shape)
-        behind = token_mask.sum(1, keepdim=True) - 1 - place
-        waves = [script.sinusoidal_features(x / self.half_turn) for x in (place, behind)]
+        after = token_mask.sum(1, keepdim=True) - 1 - place
+        waves = [script.sinusoidal_features(x / self.half_turn) for x in (place, after)]
         placed = states + self.counts(torch.cat(waves, -1))
         scores = self.query(placed) @ self.key(placed).mT / math.sqrt(states.shape[-1])
         return scores + self.own_token * torch.eye(states.shape[1], device=states.device)
@@ -186,7 +184,7 @@ class Attention(script.Plan):
 
 
 class Sinkhorn(Attention):
-    """The attention's rows and columns are normalised in turn, so that no token is read twice."""
+    """Normalises rows and columns of the attention in turn, so that no token is read twice."""
 
     def forward(self, states, durations, token_mask):
         real = token_mask[:, None] & token_mask[:, :, None]
@@ -198,17 +196,16 @@ class Sinkhorn(Attention):
         return order.argmax(1), order
 
 
-# A row's name -> what stands in the place of the script's own, by its name there
+# A row's name -> what replaces the script's own, by its name there
 OWN_FRAMES = {"training_loss": loss_with_teacher}
 ROWS = {
     "as shipped": {},
-    "no speed loss": {"SPEED_WEIGHT": 0.0},
+    "no loss of movement": {"MOTION_WEIGHT": 0.0},
     "no word dropout": {"WORD_DROPOUT": 0.0},
     "no average of the weights": {"AVERAGE": 0.0},
     "dropout 0.3": {"DROPOUT": 0.3},
     "word dropout 0.2": {"WORD_DROPOUT": 0.2},
-    "speed loss 0.3": {"SPEED_WEIGHT": 0.3},
-    "speed loss 1": {"SPEED_WEIGHT": 1.0},
+    "loss of movement 0.5": {"MOTION_WEIGHT": 0.5},
     "warm-up of 1 %": {"WARMUP": 0.01},
     "half the width": {"HIDDEN_DIM": 256, "EMBED_DIM": 128},
     "free attention, no durations": {"PoseModel": Unplaced, "GRUDecoder": FreeAttention},
@@ -218,7 +215,6 @@ ROWS = {
     "attention, each token read once": {"Plan": Sinkhorn},
     "signs from the sentence": {"GRUEncoder": SignsFromSentences},
     "dropout by frames": {"PoseModel": DropoutByFrames},
-    "dropout by frames, speed loss 0.3": {"PoseModel": DropoutByFrames, "SPEED_WEIGHT": 0.3},
     "two decoder layers": {"GRUDecoder": TwoDecoderLayers},
     "autoregressive, teacher forcing": {**OWN_FRAMES, "PoseModel": TeacherForcing},
     "autoregressive, scheduled sampling": {**OWN_FRAMES, "PoseModel": ScheduledSampling},
@@ -247,14 +243,14 @@ def recall_at_1(model, tokenizer, max_gloss_len, clips):
 
 
 def spoil(gloss):
-    """One gloss of a sentence becomes one that training never had."""
+    """Replace one gloss of a sentence by one that training never had."""
     words = gloss.split()
     words[random.Random(gloss).randrange(len(words))] = "NEVERSEEN"
     return " ".join(words)
 
 
 def set_row(row):
-    """What the row has in place of the script's own -> into the script."""
+    """Put what the row replaces into the script."""
     for name, value in ROWS[row].items():
         setattr(script, name, value)
     for name, (title, encoder, decoder) in script.MODELS.items():
@@ -263,7 +259,7 @@ def set_row(row):
 
 
 def train(asked):
-    """One run, in this process and folder -> prints its closing figures, and two more."""
+    """One run, in this process and folder: print its closing figures, and two more."""
     for name, value in asked["settings"].items():
         setattr(script, name, value)
     set_row(asked["row"])
@@ -293,7 +289,7 @@ def run(row, model, seed, settings):
 
 
 def mean_and_spread(values, digits=3):
-    """A value for each seed -> "0.123 ± 0.004"; nothing behind it where there is only one."""
+    """A value for each seed -> "0.123 ± 0.004"; of a single one without the spread."""
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"
 

@@ -3,28 +3,26 @@
 DATA is a folder as DATASET takes it, or the word sample. Prints one table in Markdown. All rows are
 about the same validation clips, and all figures come from the scripts' own functions:
 
-- MSE / mean pose: at the length of the real clip, to which an answer of another length is resampled
-- DTW-MJE, duration error: at the length that the answer has by itself
-- motion: the path of the hands over that of the real ones, at the length of the real clip
+- MSE / mean pose, motion (path of the hands over that of the real ones): at the length of the real
+  clip, to which an answer of another length is resampled
+- DTW-MJE, duration error: at the answer's own length
 
 The rows:
 
-- mean pose: that of the training split in all frames, as many as the real clip has
-- nearest sentence: the training clip of the sentence with the lowest edit distance over glosses, of
-  which one that is put in, left out or replaced costs 1. Of clips equally near, one is drawn
+- mean pose: the training split's, in all frames, at the length of the real clip
+- nearest sentence: the training clip of the sentence with the lowest edit distance over glosses.
+  Of clips equally near, one is drawn
 - single-sign clips joined: for each gloss a training clip of that gloss alone, drawn, with six
-  frames of linear interpolation between two clips. A gloss that training never has alone begins the
-  shortest run of glosses that is a whole training sentence ("THE TEA"); where there is none, it is
-  left out. Where nothing is left, the nearest sentence's clip stands in. Glosses keep the order of
-  the text
-- autoregressive: the GRU with a cell that reads its own last frame in the place of its decoder, see
+  frames of linear interpolation between two clips, in the order of the text. A gloss that training
+  never has alone begins the shortest run of glosses that is a whole training sentence ("THE TEA"),
+  or is left out. If nothing is left, the nearest sentence's clip is taken
+- autoregressive: the GRU with a cell that reads its own last frame instead of its decoder, see
   bench_ablation.py; trained for --epochs N (0: no such rows), as many at once as there are cores
-- the models: each best_<model>.pt in the folders of --models (the current one), a seed each
+- the models: each best_<model>.pt in the folders of --models (default: this one), a seed each
 
-A point that a clip has not seen moves straight from where it was seen before to where it is seen
-next, and before the first and after the last of these it stays; one that the clip never shows is at
-its mean. So all rows answer with all points in all frames, as the models do, and are judged on the
-points that the real clip shows. Training clips that validate as well are left out, as ever.
+Clips as answers have all points in all frames, as the models do: a point moves straight from where
+it was seen to where it is seen next, stays before and after that, and is at its mean if the clip
+never shows it. Answers are judged on the points that the real clip shows.
 """
 
 import argparse
@@ -73,10 +71,7 @@ def fill_unseen(pose, mean):
 
 
 def join(takes):
-    """Answers -> one Answer, in which JOINT frames lead from each to the next.
-
-    As any other clip it has at most MAX_FRAMES frames.
-    """
+    """Answers -> one of at most MAX_FRAMES frames, with JOINT frames between two of them."""
     frames = [takes[0].pose]
     for before, take in zip(takes, takes[1:], strict=False):
         frames.append(np.linspace(before.pose[-1], take.pose[0], JOINT + 2)[1:-1])
@@ -87,7 +82,7 @@ def join(takes):
 
 
 def edit_distance(one, other):
-    """Glosses put in, left out or replaced between two sentences, at the least."""
+    """The fewest glosses to put in, leave out or replace, to make one sentence the other."""
     before = list(range(len(other) + 1))
     for i, gloss in enumerate(one, 1):
         current = [i]
@@ -137,7 +132,7 @@ class Library:
 
 
 def report_runs(library, sentences, runs):
-    """What the retrieved and the joined clips are made of, and which sentences training has."""
+    """Print what the clips as answers are made of."""
     single = left_out = 0
     for sentence, its_runs in zip(sentences, runs, strict=True):
         single += len(its_runs) == len(sentence)
@@ -151,10 +146,7 @@ def report_runs(library, sentences, runs):
 
 # ---- the figures of answers
 class Given(nn.Module):
-    """Answers in the place of a model, so that `evaluate` judges them as it judges one.
-
-    What it is given as a clip's only token is the number of the clip.
-    """
+    """A model that gives answers, for `evaluate`. A clip's only token is the clip's number."""
 
     def __init__(self, answers, mean):
         super().__init__()
@@ -224,11 +216,11 @@ def rows_of_clips(clips):
 
 
 def rows_of_own_frames(data, epochs):
-    """-> the rows of the autoregressive GRU, which is trained on as many cores as there are."""
+    """-> the rows of the autoregressive GRU, a training on each core."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of each training
     what = [row for row in bench_ablation.ROWS if row.startswith("autoregressive")]
     settings = {"DATASET": data, "EPOCHS": epochs}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(script.CORES) as pool:
         runs = {
             row: [pool.submit(bench_ablation.run, row, "gru", seed, settings) for seed in SEEDS]
             for row in what
@@ -237,7 +229,7 @@ def rows_of_own_frames(data, epochs):
 
 
 def rows_of_models(folders, clips, data):
-    """-> the rows of the best_<model>.pt in the folders; those of other data are passed over."""
+    """-> the rows of the best_<model>.pt in the folders, without those of other data."""
     rows = collections.defaultdict(list)
     for name in script.MODELS:
         for path in (Path(folder, f"best_{name}.pt") for folder in folders):

@@ -48,14 +48,15 @@ def archive(n, frames):
     return file.getvalue()
 
 
-def prepare(source, n):
-    """Prepare n clips into an empty store -> clips per second."""
+def prepare(numbers, source):
+    """Prepare clips into an empty store -> clips per second."""
     datasets.config.HF_DATASETS_CACHE = Path(tempfile.mkdtemp(dir=HOME.name))
-    rows = [script.Row(uid(i), "HELLO", None, "train", i) for i in range(n)]
+    rows = [script.Row(uid(i), "HELLO", None, "train", i) for i in numbers]
     began = time.perf_counter()
     store = script.prepare(rows, source)
-    rate = n / (time.perf_counter() - began)
-    assert len(store.clips) == n and not any(clip.problem for clip in store.clips.values())
+    rate = len(rows) / (time.perf_counter() - began)
+    assert len(store.clips) == len(rows)
+    assert not any(clip.problem for clip in store.clips.values())
     return rate
 
 
@@ -67,7 +68,7 @@ def from_disk(n=600):
         for i in range(n):
             Pose.read(file.read(f"iSign-poses_v1.1/{uid(i)}.pose"))
     loop = n / (time.perf_counter() - began)
-    rate = prepare(script.PoseFiles(script.fsspec.filesystem("file"), str(path)), n)
+    rate = prepare(range(n), script.PoseFiles(script.fsspec.filesystem("file"), str(path)))
     print(f"disk: {rate:.0f} clips of {FRAMES} frames a second, {rate / loop:.2f} of a bare loop")
 
 
@@ -77,15 +78,12 @@ def from_hub(n=600, frames=60):
     HUB.reset("a/b", {"hf_token": None})
     HUB.files = {path.name: path.read_bytes() for path in Path(HOME.name, "hub").iterdir()}
     HUB.delay = DELAY
-    place = "hf://datasets/a/b/iSign-poses_v1.1_part_*"
-    for name, rows in (("neighbours", range(n)), ("every fourth", range(0, 4 * n, 4))):
-        script.huggingface_hub.HfFileSystem.clear_instance_cache()
-        source = script.PoseFiles(script.huggingface_hub.HfFileSystem(token="hf_token"), place)
-        datasets.config.HF_DATASETS_CACHE = Path(tempfile.mkdtemp(dir=HOME.name))
+    file_system = script.huggingface_hub.HfFileSystem
+    for name, numbers in (("neighbours", range(n)), ("every fourth", range(0, 4 * n, 4))):
+        file_system.clear_instance_cache()
+        place = "hf://datasets/a/b/iSign-poses_v1.1_part_*"
         HUB.ranges.clear()
-        began = time.perf_counter()
-        script.prepare([script.Row(uid(i), "HELLO", None, "train", i) for i in rows], source)
-        rate = n / (time.perf_counter() - began)
+        rate = prepare(numbers, script.PoseFiles(file_system(token="hf_token"), place))
         sent = sum(size for _, _, size in HUB.ranges) / 2**20
         print(
             f"hub, {name}: {rate:.0f} clips of {frames} frames a second, {sent:.0f} MiB by "
@@ -136,7 +134,7 @@ def main():
     if sys.argv[1:2] == ["memory"]:
         memory(int(sys.argv[2]))
         return
-    print(f"{os.cpu_count()} cores, torch {torch.__version__}")
+    print(f"{script.CORES} cores, torch {torch.__version__}")
     from_disk()
     from_hub()
     small(DATASET="sample", MAX_FRAMES=96)

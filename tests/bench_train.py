@@ -1,36 +1,40 @@
 """Speed and memory of training and generation, by hand: python tests/bench_train.py (10 minutes).
 
-Random clips of 96 frames and 8 glosses, the shipped widths. Beside the scripts' models stands the
-common way to write this one: a GRU cell that is given the frame before, and steps through the
-frames in Python.
+Random clips of 96 frames and 8 glosses, the shipped widths. The scripts' models are compared to the
+common way to write this one: a GRU cell that reads the frame before, in a Python loop over frames.
+
+`python tests/bench_train.py threads` (20 minutes on an idle machine) shows what the number of
+threads, and how long they wait in a loop, are worth alone and beside other trainings.
 """
 
 import contextlib
+import csv
 import io
 import multiprocessing
 import os
 import resource
-import signal
+import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import train_final_model as script  # noqa: E402 (before torch, as it sets torch's threads)
 
 # isort: split
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from helpers import edited  # noqa: E402
 from torch import nn  # noqa: E402
 
 CLIPS = 64
 GLOSSES = 8
 MANY_STEPS = 10**6  # of the schedule, so that its rates hardly change
-FORK = multiprocessing.get_context("fork")  # which imports nothing anew
 
 
 class CellDecoder(nn.Module):
@@ -136,65 +140,27 @@ def peak(work):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-class Measured(NamedTuple):
-    """Of a training and its generation."""
-
-    training: float  # clips a second
-    generation: float  # clips a second
-    outside: float  # share of an epoch that is not forward, backward or optimizer
-    training_memory: float  # MB at the peak
-    generation_memory: float  # MB at the peak
-
-
 def measure(training, rounds=5):
+    """Clips a second, and the MB at the peak."""
     generation_memory = peak(training.generate)  # first: a process's peak does not fall again
     training_memory = peak(training.epoch)
     epoch, steps, generation = seconds(
         training.epoch, training.steps, training.generate, rounds=rounds
     )
     clips = len(training.clips)
-    return Measured(
+    return SimpleNamespace(
         training=clips / epoch,
         generation=clips / generation,
-        outside=1 - steps / epoch,
+        outside=1 - steps / epoch,  # share of an epoch
         training_memory=training_memory,
         generation_memory=generation_memory,
     )
 
 
-class Apart:
-    """work(*arguments) in a forked process of its own, whose memory and faults are its own."""
-
-    def __init__(self, work, *arguments):
-        self.answer, there = FORK.Pipe(duplex=False)
-        self.process = FORK.Process(target=self.do, args=(there, work, arguments), daemon=True)
-        self.process.start()
-        there.close()
-
-    @staticmethod
-    def do(there, work, arguments):
-        os.setpgrp()  # so that what it starts can be ended with it
-        try:
-            there.send((True, work(*arguments)))
-        except (Exception, SystemExit) as error:
-            there.send((False, f"{type(error).__name__}: {script.reason_of(error)}"))
-
-    def result(self, limit=None):
-        """What the work gives, within so many seconds; RuntimeError with one line if nothing."""
-        try:
-            if not self.answer.poll(limit):
-                raise RuntimeError(f"not done after {limit} s")
-            done, value = self.answer.recv()
-        except EOFError:
-            self.process.join()
-            raise RuntimeError(f"the process ended with {self.process.exitcode}") from None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.join()
-        if not done:
-            raise RuntimeError(value)
-        return value
+def apart(work, *arguments):
+    """work(*arguments) in a forked process of its own, whose memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def measure_anew(name, batch_size):
@@ -207,34 +173,62 @@ def grow(times):
     return seconds(epoch, rounds=1)[0], peak(epoch)
 
 
-def hardware():
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
+# ---- threads
+CORES = f"{script.CORES}"
+THREADS = {"one thread": {"OMP_NUM_THREADS": "1"}}
+for spins in ("0", "300", "3000", "30000", "300000"):  # the library's default: 300000
+    name = f"{CORES} threads, GOMP_SPINCOUNT={spins}"
+    THREADS[name] = {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": spins}
+
+
+def epoch_seconds(variables, others=()):
+    """The median epoch of the sample's GRU, beside trainings with variables of their own."""
+    source, started = Path(script.__file__).read_text("utf8"), []
+    source = edited(source, DATASET="sample", EPOCHS=6)
+    with tempfile.TemporaryDirectory() as home:
+        for number, its in enumerate([variables, *others]):
+            folder = Path(home, f"{number}")
+            folder.mkdir()
+            (folder / "train.py").write_text(source, "utf8")
+            source = edited(source, EPOCHS=1000, PATIENCE=1000)  # the others last longer
+            its = {**os.environ, "HF_DATASETS_CACHE": f"{folder}", **its}
+            command = [sys.executable, "train.py", "--model", "gru"]
+            pipes = {"stdout": subprocess.DEVNULL}
+            started.append(subprocess.Popen(command, cwd=folder, env=its, **pipes))
+        started[0].wait()
+        for training in started[1:]:
+            training.kill()
+            training.wait()
+        rows = csv.DictReader(Path(home, "0", "gru.log").read_text().splitlines())
+        return float(np.median([float(row["seconds"]) for row in rows][1:]))
+
+
+def measure_threads():
+    """A table: what is set, an epoch alone, and beside two trainings alike, and torch's default."""
+    default = {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": "300000"}
+    print("| | alone, s | beside two alike | beside two of torch's default |\n|---|---|---|---|")
+    for name, its in THREADS.items():
+        cells = [f"{epoch_seconds(its, others):.1f}" for others in ((), [its] * 2, [default] * 2)]
+        print(f"| {' | '.join([name, *cells])} |", flush=True)
 
 
 def main():
-    # in a process of its own, too: once CUDA is at work in this one, none can be forked
-    print(f"{Apart(hardware).result()}, torch {torch.__version__}")
-    print(
-        f"{'':16}batch   training/s   generation/s   outside forward, backward, optimizer"
-        "   peak MB: training   generation"
-    )
+    if sys.argv[1:] == ["threads"]:
+        measure_threads()
+        return
+    where = "GPU" if torch.cuda.device_count() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{where}, torch {torch.__version__}")
+    print("| model | batch | training, clips/s | generation, clips/s | outside | peak MB | |")
+    print("|---" * 7 + "|")
     for name in ("gru", "transformer", "autoregressive"):
         for batch_size in (8, 64):
-            made = Apart(measure_anew, name, batch_size).result()
-            print(
-                f"{name:16}{batch_size:5}{made.training:13.1f}{made.generation:15.1f}"
-                f"{100 * made.outside:39.1f} %{made.training_memory:19.0f}"
-                f"{made.generation_memory:13.0f}",
-                flush=True,
-            )
+            made = apart(measure_anew, name, batch_size)
+            cells = [f"{made.training:.1f}", f"{made.generation:.1f}", f"{made.outside:.1%}"]
+            cells += [f"{made.training_memory:.0f}", f"{made.generation_memory:.0f}"]
+            print(f"| {name} | {batch_size} | {' | '.join(cells)} |", flush=True)
     for times in (1, 2, 4, 8):
-        took, memory = Apart(grow, times).result()
-        print(
-            f"an epoch of the GRU, {CLIPS * times:3} clips: {took:6.2f} s, peak {memory:.0f} MB",
-            flush=True,
-        )
+        took, memory = apart(grow, times)
+        print(f"an epoch of the GRU, {CLIPS * times} clips: {took:.2f} s, peak {memory:.0f} MB")
 
 
 if __name__ == "__main__":

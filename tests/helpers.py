@@ -166,31 +166,11 @@ def small(**changes):
 
 
 def write_bert(folder):
-    """A tiny BERT with a tokenizer, as `save_pretrained` leaves them."""
-    pieces = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        "hello",
-        "i",
-        "you",
-        "want",
-        "go",
-        "school",
-        "house",
-        "water",
-        "eat",
-        "book",
-        "good",
-        "##s",
-    ]
-    transformers.BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(
-        folder
-    )
+    """A tiny BERT with a tokenizer."""
+    pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] "
+    pieces += "hello i you want go school house water eat book good ##s"
     config = transformers.BertConfig(
-        vocab_size=len(pieces),
+        vocab_size=len(pieces.split()),
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -199,6 +179,12 @@ def write_bert(folder):
     )
     torch.manual_seed(5)
     transformers.BertModel(config).save_pretrained(folder)
+    Path(folder, "vocab.txt").write_text(pieces.replace(" ", "\n"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    Path(folder, "vocab.txt").unlink()
+    tokenizer.save_pretrained(folder)
+    for file in ("vocab.txt", "special_tokens_map.json"):  # which transformers 4 writes, too
+        Path(folder, file).unlink(missing_ok=True)
     return str(folder)
 
 

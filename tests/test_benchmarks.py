@@ -1,70 +1,76 @@
-"""The rows of the ablation still fit the script: each trains, and gives its figures."""
+"""The benchmarks still fit the scripts: a small run of each."""
 
-import json
-from types import SimpleNamespace
+import re
 
 import bench_ablation
+import bench_baselines
+import bench_cuda
+import bench_data
+import bench_train
+import make_picture
 import pytest
-import torch
-from helpers import small
+from helpers import ROOT, shrink_sample, small
 
-TINY = {"DATASET": "sample", "TRAIN_CLIPS": 8, "VALIDATION_CLIPS": 4, "BATCH_SIZE": 4, "EPOCHS": 1}
+import train_final_model as script
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setattr(script, "MODELS", dict(script.MODELS))
+    shrink_sample(monkeypatch, 4)
+    small(DATASET="sample", TRAIN_CLIPS=8, VALIDATION_CLIPS=4, BATCH_SIZE=4, EPOCHS=1)
 
 
 @pytest.mark.parametrize("row", bench_ablation.ROWS)
-def test_a_row_trains(row, monkeypatch, capsys):
-    script, edits = bench_ablation.script, bench_ablation.ROWS[row]
-    sample_rows = script.sample_rows
-    monkeypatch.setattr(script, "sample_rows", lambda n, seed: sample_rows(n // 20, seed))
-    monkeypatch.setattr(script, "MODELS", dict(script.MODELS))
-    for name in edits:
+def test_a_row_of_the_ablation(row, monkeypatch, capsys):
+    for name, value in bench_ablation.ROWS[row].items():
         monkeypatch.setattr(script, name, getattr(script, name))
-    small(**TINY)
-    model = "transformer" if "pre_norm_layers" in edits else "gru"
+        own = {"__module__", "__doc__", "scores", "own_share"}  # which the script's do not have
+        if isinstance(value, type):
+            assert all(hasattr(value.__base__, x) for x in vars(value).keys() - own)
+    model = "transformer" if row == "usual initialisation" else "gru"
     bench_ablation.train({"row": row, "model": model, "settings": {}})
     assert '"recall_at_1": ' in capsys.readouterr().out
-    assert all(getattr(script, name) == value for name, value in edits.items())
-    parts = {part.__name__: part for part in script.MODELS[model][1:]}
-    assert {value for name, value in edits.items() if name in parts} <= {*parts.values()}
 
 
-OWN = {("Attention", "scores"), ("TeacherForcing", "own_share")}  # which the script's lacks
+def test_baselines(capsys):
+    script.main(["--model", "gru"])
+    figures = dict(re.findall(r"^(\w+): ([\d.]+)$", capsys.readouterr().out, re.M))
+    bench_baselines.main(["sample", "--epochs", "0"])
+    printed = capsys.readouterr().out
+    assert re.search(r"\| mean pose \| 1 \| 1.000 \| 0\.\d+ \| 0.00 \| – \|", printed)
+    error, motion = float(figures["val_dtw_mje"]), float(figures["motion"])
+    assert re.search(rf"\| GRU \| 1 \| .* \| {error:.3f} \| {motion:.2f} \| ", printed)
 
 
-@pytest.mark.parametrize("row", bench_ablation.ROWS)
-def test_the_methods_of_a_row_replace_those_of_the_script(row):
-    for made in bench_ablation.ROWS[row].values():
-        for name in vars(made) if isinstance(made, type) else ():
-            if not name.startswith("__"):
-                assert hasattr(made.__mro__[1], name) or (made.__name__, name) in OWN, name
+def test_cuda(bert, monkeypatch, capsys):
+    monkeypatch.setattr(bench_cuda, "STEPS", 1)
+    monkeypatch.setattr(bench_cuda, "SETTINGS", {})
+    rows = {
+        "a": (bench_cuda.measure, bert, "bert", "4"),
+        "b": (bench_cuda.measure, bert, "no", "4"),
+    }
+    assert bench_cuda.table("T", bench_cuda.SPEED, rows) == 1
+    assert "| b | **error**: KeyError: 'no' |" in capsys.readouterr().out
 
 
-def test_a_run_is_started_with_its_seed_and_settings(monkeypatch):
-    def start(command, **_):
-        asked.update(json.loads(command[-1]))
-        return SimpleNamespace(returncode=0, stdout="lines before\n{}\n")
-
-    asked = {}
-    monkeypatch.setattr(bench_ablation.subprocess, "run", start)
-    assert bench_ablation.run("no plan", "bert", 5, {"EPOCHS": 2}) == {}
-    settings = {"EPOCHS": 2, "SEED": 5, "CONFIG": None}
-    assert asked == {"row": "no plan", "model": "bert", "settings": settings}
+def test_data(hub, monkeypatch, capsys):
+    monkeypatch.setattr(bench_data, "HUB", hub)
+    bench_data.from_disk(8)
+    bench_data.from_hub(8)
+    assert len(re.findall(r"^(?:disk|hub, .*): \d+ clips", capsys.readouterr().out, re.M)) == 3
 
 
-def test_a_decoder_reads_the_frame_that_it_made_or_the_real_one():
-    output = torch.nn.Linear(8, 6)
-    queries, real = torch.randn(2, 5, 8), torch.randn(2, 5, 6)
-    forced = bench_ablation.OwnFrames(output, own_share=0.0)
-    sampled = bench_ablation.OwnFrames(output, own_share=1.0)
-    sampled.load_state_dict(forced.state_dict())
-    own = forced.eval()(queries, None, None, None)
-    forced.train().teacher = output(own)  # real frames that are just those that it makes
-    torch.testing.assert_close(forced(queries, None, None, None), own)
-    forced.teacher = sampled.teacher = real
-    of_real = forced(queries, None, None, None)
-    assert not torch.isclose(of_real[:, 1:], own[:, 1:]).all(-1).any()
-    torch.testing.assert_close(of_real[:, 0], own[:, 0])  # no frame is before it
-    sampled.rise = 10**9  # at first it reads real frames
-    torch.testing.assert_close(sampled(queries, None, None, None), of_real)
-    sampled.rise = 1  # later its own
-    torch.testing.assert_close(sampled(queries, None, None, None), own)
+def test_train():
+    assert bench_train.measure(bench_train.Training("autoregressive", 2, 4), 1).training > 0
+
+
+def test_picture(monkeypatch, tmp_path):
+    monkeypatch.setattr(make_picture, "FILE", tmp_path / "new" / "signing.svg")
+    monkeypatch.setattr(make_picture, "EPOCHS", 1)
+    monkeypatch.setattr(script, "VALIDATION_CLIPS", 0)
+    make_picture.main()
+    for path in (make_picture.FILE, ROOT / ".github" / "signing.svg"):
+        svg = path.read_text("utf8")
+        assert "sample data" in svg and svg.count("<g ") == 2 * make_picture.FRAMES
+        assert "nan" not in svg and len(svg) < 60_000
