@@ -18,6 +18,7 @@ import datetime
 import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import html
 import io
@@ -202,20 +203,16 @@ def claim_folder(name):
 MARKS = ".,;:!?¿¡\"'“”„‘’‚‹›«»()[]{}<>…·।॥-‐‑–—*/\\|،؛؟۔。、，！？：；「」『』（）"
 # soft hyphen, zero-width joiners, directions of writing, word joiner, byte order mark
 MARKS += "\u00ad\u061c\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
-
 COLUMNS = {"uid", "gloss", "text", "video", "pose"}  # that are read
-
-# A row of the data set's tables. gloss: "" where there is no word; video: None where it is not
-# known, so that the clip counts as a video of its own; split: "train", "validation" or "test";
-# number: in its table
+# A row of the data set's tables. gloss: "" without a word; video: None where it is not known, so
+# that the clip counts as a video of its own; split: train, validation, test; number: in its table
 Row = collections.namedtuple("Row", "uid gloss video split number")
 
 
 def split_words(text):
     """Text -> its words as they are written, without the marks at their ends."""
-    # Khmer and Thai separate words by zero-width spaces
-    words = unicodedata.normalize("NFC", text).replace("\u200b", " ").split()
-    return [word.strip(MARKS) for word in words if word.strip(MARKS)]
+    text = unicodedata.normalize("NFC", text).replace("\u200b", " ")  # a space of Khmer and Thai
+    return [word.strip(MARKS) for word in text.split() if word.strip(MARKS)]
 
 
 def split_glosses(text):
@@ -229,19 +226,18 @@ def video_of(uid):
     return found and (found[1] or found[2])
 
 
-def draw_videos(videos, share=1, clips=0, salt=""):
-    """The videos of the clips -> a share of them, or so many that hold `clips` clips (0: all).
+def draw_videos(videos, share=1, clips=math.inf, salt=""):
+    """The videos of the clips -> a share of them, or some that hold so many clips or more.
 
-    The number that a video is drawn by comes from its name, so that added rows move no other.
+    A video's number, by which it is drawn, comes from its name: added rows do not change it.
     """
-    sizes = collections.Counter(videos)
+    sizes, drawn = collections.Counter(videos), []
     number = {video: random.Random(salt + video).random() for video in sizes}
-    drawn, held = [], 0
     for video in sorted(sizes, key=number.get):
-        if drawn and (number[video] >= share or held >= (clips or math.inf)):
+        if drawn and (number[video] >= share or clips <= 0):
             break
         drawn.append(video)
-        held += sizes[video]
+        clips -= sizes[video]
     return drawn
 
 
@@ -250,9 +246,8 @@ def choose_dataset():
     if DATASET != ISIGN or access_token():
         return str(DATASET)
     print("!" * 80)
-    print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign,")
-    print("!!  but an embedded, synthetic SAMPLE. For iSign accept its terms, and set")
-    print("!!  HF_TOKEN (see the README).")
+    print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign, but a")
+    print("!!  synthetic SAMPLE. For iSign accept its terms, and set HF_TOKEN (see the README).")
     print("!" * 80)
     return "sample"
 
@@ -300,25 +295,16 @@ def table_builder(dataset):
 
 
 def check_splits(tables, files):
-    """SystemExit where a single split holds what the data itself calls several."""
-    names = {"file names": {split_in(file) for file in files}}
-    for table in tables.values():
-        for column in table.column_names:
-            if column.lower() == "split":
-                names[f"the column {column}"] = set(table[column][:])
-    for where, splits in names.items():
-        if len(tables) == 1 and len(splits) > 1:
-            raise SystemExit(
-                f"error: the splits in {where} are not read: name the files of the splits "
-                "train, validation and test, in lower case"
-            )
-
-
-def split_in(file):
-    """The split that a file's path names; or None."""
-    words = re.sub("([a-z])([A-Z])", r"\1_\2", file).lower()
-    found = re.search("(?<![a-z])(train|val(id(ation)?)?|dev|test|eval)(?![a-z])", words)
-    return found and found[1]
+    """SystemExit where the only split holds what the data itself calls several."""
+    table, *others = tables.values()
+    names = "(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
+    found = [{str(re.findall(names, path.lower())) for path in files}]
+    found += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
+    if not others and any(len(splits) > 1 for splits in found):
+        raise SystemExit(
+            "error: the data names splits that are not read: make a file of each, and call them "
+            "train, validation and test, in lower case"
+        )
 
 
 def texts_of(table, column):
@@ -330,17 +316,6 @@ def texts_of(table, column):
         raise SystemExit(f"error: the column {column} holds {kind}, which is no text")
     values = table[column][:]
     return ["" if value is None or value != value else str(value) for value in values]
-
-
-def sentences_of(table):
-    """Each row's gloss or, where that has no word, its text; "" where neither has one."""
-    sentences = [""] * len(table)
-    for column in ("gloss", "text"):
-        if not all(sentences):
-            texts = [text if split_words(text) else "" for text in texts_of(table, column)]
-            texts = ["" if text.strip() == "nan" else text for text in texts]  # iSign has "nan "
-            sentences = [one or other for one, other in zip(sentences, texts, strict=True)]
-    return sentences
 
 
 def list_rows(dataset, tables):
@@ -358,40 +333,37 @@ def list_rows(dataset, tables):
         )
     rows = []
     for split, table in used.items():
-        texts = texts_of(table, "uid"), sentences_of(table), texts_of(table, "video")
-        for number, (uid, sentence, video) in enumerate(zip(*texts, strict=True)):
+        read = [texts_of(table, column) for column in ("uid", "video", "gloss", "text")]
+        for number, (uid, video, *texts) in enumerate(zip(*read, strict=True)):
             uid = uid or f"row {len(rows)}"  # a name that no uid has
-            rows.append(Row(uid, sentence, video or video_of(uid), split, number))
+            said = [text for text in texts if split_words(text) not in ([], ["nan"])]  # iSign's nan
+            rows.append(Row(uid, [*said, ""][0], video or video_of(uid), split, number))
     return used, rows
 
 
 def choose_rows(rows, source, own_splits):
     """-> {split: [Row]} of those that are used, and [(uid, reason)] of those left out.
 
-    Where the data has no validation split, videos of the training split validate. TRAIN_CLIPS and
-    VALIDATION_CLIPS draw whole videos.
+    Without splits of the data's own, videos of the training split validate.
     """
     video = {row: row.video or row.uid for row in rows}
-    held_out = set()
-    if not own_splits:
-        videos = [video[row] for row in rows if row.split == "train"]
-        held_out = set(draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1])
-        if not held_out:
-            raise SystemExit("error: the clips are of a single video: nothing is left to validate")
+    videos = [video[row] for row in rows if row.split == "train" and not own_splits]
+    held_out = set(draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1])
+    if not own_splits and not held_out:
+        raise SystemExit("error: the clips are of a single video: there is nothing to validate on")
     left_out, usable = [], {"train": {}, "validation": {}, "test": {}}
     for row in rows:
         held = row.split == "train" and video[row] in held_out
         split, key = "validation" if held else row.split, source.key(row)
-        if not row.gloss:
-            left_out.append((row.uid, "no text"))
-        elif key in usable[split]:
-            left_out.append((row.uid, "uid twice"))
-        else:
+        if row.gloss and key not in usable[split]:
             usable[split][key] = row
+        else:
+            left_out.append((row.uid, "uid twice" if row.gloss else "no text"))
     chosen, drawn = {}, {}
     for split, limit in {"train": TRAIN_CLIPS, "validation": VALIDATION_CLIPS, "test": 0}.items():
         some = usable[split].values()
-        drawn[split] = set(draw_videos([video[row] for row in some], clips=limit, salt="subset "))
+        videos = [video[row] for row in some]
+        drawn[split] = set(draw_videos(videos, clips=limit or math.inf, salt="subset "))
         if some:
             chosen[split] = [row for row in some if video[row] in drawn[split]]
         elif split != "test":
@@ -402,7 +374,7 @@ def choose_rows(rows, source, own_splits):
 
 def report_split(usable, own_splits, both):
     """What there is to know of {split: {key: Row}}, and of the videos that are in two splits."""
-    rows = [row for split in usable.values() for row in split.values()]
+    rows = [row for some in usable.values() for row in some.values()]
     share = len(usable["validation"]) / len(rows)
     unknown = sum(row.video is None for row in rows)
     known = f"{len(both)} videos in both; " if unknown < len(rows) else ""
@@ -478,7 +450,6 @@ def sample_rows(n, seed):
 ROW_FPS = 25  # frames per second of the poses in rows
 MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
 MAX_FPS = 240  # a file that says more does not know its frame rate
-MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
 MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
 WHOLE_RATES = (23, 29, 47, 59, 119)  # what version 0.1 stores for 23.976, 29.97, ... a second
 GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
@@ -542,18 +513,6 @@ class JoinedFiles(fsspec.spec.AbstractBufferedFile):
 PoseFile = collections.namedtuple("PoseFile", "start end size stamp info")
 
 
-def files_below(folder):
-    """A folder on the disk -> the paths of the files in it, and in the folders that it links to."""
-    visited, paths = set(), []
-    for root, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(root) in visited:  # by a link that leads back
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(root))
-        paths += [os.path.join(root, name) for name in names]
-    return [path for path in paths if os.path.isfile(path)]  # without links that lead nowhere
-
-
 class PoseFiles:
     """.pose files in a folder or a zip, whole or cut into parts by size, on the disk or the hub.
 
@@ -571,9 +530,11 @@ class PoseFiles:
     def files(self):
         """{path within the folder or zip: PoseFile}"""
         folder = self.fs.isdir(self.place)
-        find = (self.fs.find if self.remote else files_below) if folder else self.fs.glob
-        paths = sorted(find(self.place))
-        paths = [path for path in paths if path.endswith(".pose") or not folder]
+        if folder and not self.remote:  # by glob, which follows links; some of them lead nowhere
+            paths = filter(os.path.isfile, glob.glob(f"{self.place}/**", recursive=True))
+        else:
+            paths = self.fs.find(self.place) if folder else self.fs.glob(self.place)
+        paths = sorted(path for path in paths if path.endswith(".pose") or not folder)
         if not paths:
             raise SystemExit(f"error: no poses at {self.place}: name a zip, its parts or a folder")
         self.joined = JoinedFiles(self.fs, paths)
@@ -619,8 +580,7 @@ class PoseFiles:
         paths = [path for path in paths if plain_name(path) == name] or paths
         if len(paths) != 1:
             return BadClip("ambiguous name" if paths else "no .pose file")
-        file = self.files[paths[0]]
-        return BadClip("too large") if file.size > MAX_POSE_BYTES else file
+        return self.files[paths[0]]
 
     def key(self, row):
         name = plain_name(row.uid)
@@ -636,14 +596,13 @@ class PoseFiles:
         found = [row for row in rows if isinstance(files[row], PoseFile)]
         # the disk gains nothing by large groups, which take memory
         most = GROUP_BYTES if self.remote else GROUP_BYTES // 4
-        size, last = 0, None
+        first = last = None
         for row in sorted(found, key=lambda row: files[row].start):
             start, end, *_ = files[row]
-            if start != last or size >= most:
+            if start != last or start - first >= most:
                 groups.append([])
-                size = 0
+                first = start
             groups[-1].append(row)
-            size += end - start
             last = end
         return groups
 
@@ -703,19 +662,15 @@ def find_poses(dataset, tables):
     """-> where the poses of the tables are."""
     if all("pose" in table.column_names for table in tables.values()):
         if isinstance(kind := tables["train"].features["pose"], datasets.Value):
-            raise SystemExit(
-                f"error: the column pose holds {kind.dtype}, and no frames of numbers; the path of "
-                "a .pose file, without .pose, belongs into the column uid"
-            )
+            raise SystemExit(f"error: pose holds {kind.dtype}: give paths in the column uid")
         return PoseRows(tables)
     if 2 * len(POINTS) != POSE_DIM:
         raise SystemExit(f"error: POSE_DIM = {POSE_DIM}: .pose files give {2 * len(POINTS)}")
     disk = fsspec.filesystem("file")
-    for place in (str(POSES), os.path.join(dataset, POSES)):
-        if disk.glob(place):
-            return PoseFiles(disk, place)
-    if os.path.isdir(dataset):
-        return PoseFiles(disk, place)  # which says that there are none
+    places = [str(POSES), os.path.join(dataset, POSES)]
+    found = [place for place in places if disk.glob(place)]
+    if found or os.path.isdir(dataset):
+        return PoseFiles(disk, [*found, places[1]][0])  # which says so where there are none
     hub = huggingface_hub.HfFileSystem(token=access_token())
     return PoseFiles(hub, f"hf://datasets/{dataset}/{POSES}")
 
@@ -730,8 +685,7 @@ def normalise(keypoints):
     """(T, K, 2) in any unit -> in shoulder widths, from the middle of the shoulders.
 
     The origin is the shoulders' median midpoint, the unit their median distance: one pair for the
-    whole clip, so that the hands keep their place. BadClip where the shoulders are never seen, or
-    do not lie as they do where x points right and y down.
+    whole clip, so that the hands keep their place.
     """
     left, right, nose = keypoints[:, [*SHOULDERS, NOSE]].swapaxes(0, 1)
     both = np.isfinite(left + right).all(-1)
@@ -739,7 +693,7 @@ def normalise(keypoints):
     if width == 0:
         raise BadClip("no shoulders")
     nose = nose[np.isfinite(nose).all(-1)]
-    if len(nose):
+    if len(nose):  # x points right and y down, so that it is above both, the left one on the right
         (x, y), (right_x, right_y) = np.median(left[both], 0), np.median(right[both], 0)
         if x <= right_x or np.median(nose[:, 1]) >= min(y, right_y):
             raise BadClip("mirrored, turned or upside down")
@@ -749,8 +703,7 @@ def normalise(keypoints):
 def read_keypoints(data):
     """The bytes of a .pose file -> keypoints (T, K, 2), frames per second, people who are seen.
 
-    The keypoints, NaN where not seen, are of the one who is seen in most frames. BadClip where the
-    file cannot be parsed.
+    The keypoints, NaN where not seen, are of the one who is seen in most frames.
     """
     try:
         pose = pose_format.Pose.read(data)
@@ -779,7 +732,7 @@ def read_keypoints(data):
     numbers = keypoints[np.isfinite(keypoints)]
     if ((numbers >= 0) & (numbers <= 1)).sum() > 0.75 * len(numbers):  # of the width and height
         keypoints *= size.width, size.height
-    return normalise(keypoints), fps, (frames > 0).sum()
+    return normalise(keypoints), fps, int((frames > 0).sum())
 
 
 def row_keypoints(pose):
@@ -810,15 +763,13 @@ def resample(keypoints, n):
 
 
 def prepare_pose(raw):
-    """What was read of a clip -> its pose (T, K, 2), T <= MAX_FRAMES, its seconds, and people.
+    """What was read of a clip -> its pose (T, K, 2), T <= MAX_FRAMES, seconds, people; or BadClip.
 
-    Frames before the first and after the last one that shows a point are no part of it. BadClip
-    where it cannot be used.
+    Frames before the first and after the last one that shows a point are no part of it.
     """
     if isinstance(raw, BadClip):
         raise raw
-    read = read_keypoints if isinstance(raw, bytes) else row_keypoints
-    keypoints, fps, people = read(raw)
+    keypoints, fps, people = (read_keypoints if isinstance(raw, bytes) else row_keypoints)(raw)
     distance = np.hypot(keypoints[..., 0], keypoints[..., 1])
     near = distance <= MAX_DISTANCE
     if (np.isfinite(distance) & ~near).sum() > near.sum():
@@ -830,22 +781,22 @@ def prepare_pose(raw):
     keypoints = keypoints[shown[0] : shown[-1] + 1]
     seconds = len(keypoints) / fps
     n = max(1, min(MAX_FRAMES, round(seconds * FPS)))
-    return resample(keypoints, n), seconds, int(people)
+    return resample(keypoints, n), seconds, people
 
 
 # ---- the store of prepared clips
 PREPARATION = 4  # the version of the prepared clips: another one prepares all of them anew
 
-# A line of the store's index. first: of its frames in the store; people: whom it shows; crc: of its
-# frames; problem: for which the clip is left out, or ""
+# A line of the store's index. first: of its frames in the store; crc: of its frames; problem: for
+# which the clip is left out, or ""; people: whom it shows
 StoredClip = collections.namedtuple("StoredClip", "key first frames seconds crc problem people")
 
 
 class ClipStore:
     """Prepared clips on the disk: poses.f32 has their frames (T, D), clips.jsonl a line for each.
 
-    Both only grow. A line is written when its frames are on the disk, so that a run that is killed
-    loses what it was at, and other subsets, other splits and new rows cost what is new.
+    Both only grow. A line is written when its frames are on the disk: a run that is killed loses
+    what it was at, and other subsets, other splits and new rows cost what is new.
     """
 
     def __init__(self, name):
@@ -860,21 +811,23 @@ class ClipStore:
         self.read_index()
 
     def read_index(self):
-        """Learn which clips are there: up to the first line that is not whole or lacks its frames.
+        """Learn which clips are there, up to the first line that is not whole or lacks frames.
 
-        A line is cut short by a kill, and by a full disk, where the next one joins it. Of a copy
-        that was cut frames are missing.
+        A kill or a full disk cuts a line, which the next one may join; a copy may lack frames.
         """
-        lines = self.index.read_bytes().splitlines(keepends=True)
+        lines = self.index.read_bytes().split(b"\n")[:-1]
         there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; after the lines: it may grow
         self.clips, self.end, self.index_bytes = {}, 0, 0
         for line in lines:
-            clip = parse_line(line)
-            if clip is None or clip.first + clip.frames > there:
+            try:
+                clip = StoredClip(**json.loads(line))
+            except (ValueError, TypeError):
+                break
+            if clip.first + clip.frames > there:
                 break
             self.clips[clip.key] = clip
             self.end = clip.first + clip.frames
-            self.index_bytes += len(line)
+            self.index_bytes += len(line) + 1
 
     @contextlib.contextmanager
     def locked(self):
@@ -913,14 +866,6 @@ class ClipStore:
     def frames(self):
         """All frames (N, D), which are read from the disk as they are asked for."""
         return torch.from_file(str(self.poses), size=self.end * POSE_DIM).view(-1, POSE_DIM)
-
-
-def parse_line(line):
-    """A line of the index -> StoredClip; None where it is not whole."""
-    try:
-        return StoredClip(**json.loads(line)) if line.endswith(b"\n") else None
-    except (ValueError, TypeError):
-        return None
 
 
 def prepare(rows, source):
@@ -966,8 +911,7 @@ def add_clips(store, source, rows):
 def load_clips(test=False):
     """The data set -> {"train": Clips, "validation": Clips}, and its name.
 
-    test: "test", too, where there is such a split. Prints what there is and what was left out.
-    SystemExit where too few clips can be used.
+    test: also "test", where the data has that split. SystemExit where too few clips can be used.
     """
     dataset = choose_dataset()
     name = "sample data" if dataset == "sample" else dataset
@@ -976,74 +920,55 @@ def load_clips(test=False):
     print(f"  files            {', '.join(files) or 'none'}")
     check_splits(tables, files)
     tables, rows = list_rows(dataset, tables)
-    if unread := {name for table in tables.values() for name in table.column_names} - COLUMNS:
+    if unread := {column for table in tables.values() for column in table.column_names} - COLUMNS:
         print(f"  columns unread   {', '.join(sorted(unread))}")
     source = find_poses(dataset, tables)
     rows = [row for row in rows if test or row.split != "test"]
     chosen, left_out = choose_rows(rows, source, own_splits="validation" in tables)
     store = prepare([*itertools.chain(*chosen.values())], source)
-    usable, bad = {}, {}
-    for split, some in chosen.items():
-        pairs = [(row, store.clips[source.key(row)]) for row in some]
-        usable[split] = [(row, clip) for row, clip in pairs if not clip.problem]
-        bad[split] = [(row.uid, clip.problem) for row, clip in pairs if clip.problem]
-        left_out += bad[split]
-    left_out += keep_apart(usable)
-    log_left_out(left_out)
-    for split, some in chosen.items():
-        n = len(bad[split])
-        if n == len(some) or n > MAX_BAD_SHARE * len(some):
-            raise SystemExit(
-                f"error: {n} of {len(some)} {split} clips cannot be used, more than MAX_BAD_SHARE "
-                f"= {MAX_BAD_SHARE} allows: {counted(bad[split])}; left_out.log names all"
-            )
-        if not usable[split]:
-            raise SystemExit(f"error: no {split} clip is left: another split holds all of them")
-    report_clips(usable, left_out)
-    return {split: Clips(pairs, store) for split, pairs in usable.items()}, name
-
-
-def keep_apart(usable):
-    """Leave out of each split the clips that a later one holds, too -> [(uid, reason)] of them."""
-    shared, held_out = [], set()
-    for split, pairs in reversed(usable.items()):
-        usable[split] = [(row, clip) for row, clip in pairs if clip.crc not in held_out]
-        shared += [(row.uid, "in two splits") for row, clip in pairs if clip.crc in held_out]
-        held_out |= {clip.crc for _, clip in pairs}
-    return shared
-
-
-def log_left_out(left_out):
-    """All of [(uid, reason)] -> left_out.log, by the first process of torchrun."""
-    if os.environ.get("RANK", "0") == "0" and (left_out or os.path.exists("left_out.log")):
+    usable, held_out, errors = {}, set(), []
+    for split, some in reversed(chosen.items()):
+        clips = [store.clips[source.key(row)] for row in some]
+        reasons = [x.problem or ("in two splits" if x.crc in held_out else "") for x in clips]
+        found = [*zip(some, clips, reasons, strict=True)]
+        usable[split] = [(row, clip) for row, clip, reason in found if not reason]
+        held_out |= {clip.crc for _, clip in usable[split]}
+        bad = [(row.uid, reason) for row, _, reason in found if reason]
+        left_out += bad
+        if not usable[split] or sum(x.problem != "" for x in clips) > MAX_BAD_SHARE * len(clips):
+            errors.append(f"{len(bad)} of {len(clips)} {split} clips ({counted(bad)})")
+    if os.environ.get("RANK", "0") == "0":  # torchrun's first process
         lines = [f"{uid}\t{reason}\n" for uid, reason in left_out]
         save("left_out.log", "".join(lines).encode("utf8", "backslashreplace"))
+    if errors:
+        raise SystemExit(
+            f"error: more clips cannot be used than MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: "
+            f"{'; '.join(errors)}; left_out.log names all"
+        )
+    report_clips(usable, left_out)
+    return {split: Clips(usable[split], store) for split in chosen}, name
 
 
 def report_clips(usable, left_out):
     """What there is to know of {split: [(Row, StoredClip)]} and of [(uid, reason)] left out."""
-    pairs = [*itertools.chain(*usable.values())]
-    words = [len(split_words(row.gloss)) for row, _ in pairs]
-    print(f"  clips            {', '.join(f'{len(x)} {split}' for split, x in usable.items())}")
-    print(f"  left out         {counted(left_out)}{left_out and '; all in left_out.log' or ''}")
-    cut = sum(n > MAX_GLOSS_LEN for n in words)
+    train, pairs = usable["train"], [*itertools.chain(*usable.values())]
+    sizes = [f"{len(some)} {split}" for split, some in reversed(usable.items())]
+    print(f"  clips            {', '.join(sizes)}")
+    print(f"  left out         {counted(left_out)}{'; see left_out.log' if left_out else ''}")
+    cut = sum(len(split_words(row.gloss)) > MAX_GLOSS_LEN for row, _ in pairs)
     print(f"  glosses cut      in {cut} sentences of more than {MAX_GLOSS_LEN}")
     long = sum(round(clip.seconds * FPS) > MAX_FRAMES for _, clip in pairs)
     print(f"  clips resampled  {long} of more than {MAX_FRAMES} frames")
-    train = usable["train"]
+    lengths = {clip.seconds for _, clip in pairs}
     counts = {
         "clips of a single frame": sum(clip.frames == 1 for _, clip in pairs),
-        "training clips are the same as another": len(train) - len({clip.crc for _, clip in train}),
-        "clips show several people, of whom one is taken": sum(
-            clip.people > 1 for _, clip in pairs
-        ),
-        "texts with a line break (a quote left open?)": sum("\n" in row.gloss for row, _ in pairs),
+        "training clips are the same as another": len(train) - len({x.crc for _, x in train}),
+        "clips show several people: one is taken": sum(clip.people > 1 for _, clip in pairs),
+        "texts break the line (a quote left open?)": sum("\n" in row.gloss for row, _ in pairs),
+        "clips are of one length: pad with NaN or 0": len(pairs) if len(lengths) == 1 else 0,
     }
-    notice = [f"{n} {what}" for what, n in counts.items() if n]
-    if len({clip.seconds for _, clip in pairs}) == 1:
-        notice.append("all clips are of one length: pad with NaN or 0 alone")
-    if notice:
-        print(f"  notice           {'; '.join(notice)}")
+    if any(counts.values()):
+        print("  notice          ", "; ".join(f"{n} {what}" for what, n in counts.items() if n))
 
 
 # ---- batches
@@ -1053,7 +978,7 @@ class Clips:
     def __init__(self, pairs, store):
         self.glosses = [row.gloss for row, _ in pairs]
         self.crcs = [clip.crc for _, clip in pairs]
-        self.first = torch.tensor([clip.first for _, clip in pairs])  # of their frames
+        self.places = [slice(clip.first, clip.first + clip.frames) for _, clip in pairs]
         self.n_frames = torch.tensor([clip.frames for _, clip in pairs])
         self.seconds = torch.tensor([clip.seconds for _, clip in pairs])
         self.frames = store.frames()
@@ -1063,7 +988,7 @@ class Clips:
 
     def pose(self, i):
         """-> (T, D), NaN = not seen"""
-        return self.frames[self.first[i] : self.first[i] + self.n_frames[i]]
+        return self.frames[self.places[i]]
 
     def with_tokens(self, tokenizer):
         """The same clips, with the tokens of a tokenizer in their batches."""
@@ -1080,16 +1005,13 @@ class Clips:
 
         Frames after a clip's end are NaN, as points that were not seen are.
         """
-        token_mask, n_frames = self.token_mask[numbers], self.n_frames[numbers]
+        token_mask, poses = self.token_mask[numbers], [self.pose(i) for i in numbers.tolist()]
         longest = token_mask.sum(1).max()
-        at, end = torch.arange(n_frames.max()), n_frames[:, None]
-        pose = self.frames[self.first[numbers, None] + at.minimum(end - 1)]
-        pose[at >= end] = math.nan
         batch = {
             "tokens": self.tokens[numbers, :longest],  # (B, S)
             "token_mask": token_mask[:, :longest],  # (B, S)
-            "pose": pose,  # (B, T, D)
-            "n_frames": n_frames,  # (B,)
+            "pose": nn.utils.rnn.pad_sequence(poses, True, math.nan),  # (B, T, D)
+            "n_frames": self.n_frames[numbers],  # (B,)
             "seconds": self.seconds[numbers],  # (B,)
         }
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -1112,8 +1034,9 @@ def training_statistics(clips):
     kept = sorted(word for word, n in words.items() if n >= MIN_GLOSS_COUNT)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>")
     print(f"  points unseen    {100 * (1 - seen.mean()):.1f} % in the training clips")
-    for part in PARTS if 2 * len(POINTS) == POSE_DIM else ():
-        if not any(seen[2 * i] for i, point in enumerate(POINTS) if point[0] == part):
+    shown = {part for (part, _), share in zip(POINTS, seen[::2], strict=False) if share}
+    for part in PARTS:
+        if part not in shown and 2 * len(POINTS) == POSE_DIM:
             print(f"warning: no training clip shows any of the {part}")
     statistics = {
         "mean": torch.tensor(mean).float(),
