@@ -783,7 +783,8 @@ PREPARATION = 4  # the version of the prepared clips: another one prepares all o
 
 # A line of the store's index. first: of its frames in the store; crc: of its frames; problem: for
 # which the clip is left out, or ""; people: whom it shows
-StoredClip = collections.namedtuple("StoredClip", "key first frames seconds crc problem people")
+FIELDS = "key first frames seconds crc problem people"
+StoredClip = collections.namedtuple("StoredClip", FIELDS, defaults=[1])
 
 
 class ClipStore:
