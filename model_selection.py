@@ -94,7 +94,6 @@ MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
 # It reads in the order in which a clip travels: rows, poses, the store of prepared clips, batches,
 # models, losses and metrics, training.
-#
 # B clips of a batch, S glosses or word pieces, T frames, K keypoints, D = 2 K pose numbers, H
 # hidden size. Masks: True = real. A pose number that is NaN was not seen or is padding: it enters
 # no loss, no metric and no statistic.
@@ -221,11 +220,9 @@ def video_of(uid):
 
 
 def draw_videos(videos, share=1, clips=math.inf, salt=""):
-    """The videos of the clips -> a share of them, or some that hold so many clips or more.
-
-    A video's number, by which it is drawn, comes from its name: added rows do not change it.
-    """
+    """The videos of the clips -> a share of them, or some that hold so many clips or more."""
     sizes, drawn = collections.Counter(videos), []
+    # made of the name, so that rows that are added do not change what is drawn
     number = {video: random.Random(salt + video).random() for video in sizes}
     for video in sorted(sizes, key=number.get):
         if drawn and (number[video] >= share or clips <= 0):
@@ -236,7 +233,7 @@ def draw_videos(videos, share=1, clips=math.inf, salt=""):
 
 
 def choose_dataset():
-    """DATASET, or "sample" and a notice where iSign cannot be asked for."""
+    """DATASET; or "sample", and a notice, where there is no token for iSign."""
     if DATASET != ISIGN or access_token():
         return str(DATASET)
     print("!" * 80)
@@ -295,10 +292,7 @@ def check_splits(tables, files):
     found = [{str(re.findall(names, path.lower())) for path in files}]
     found += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
     if not others and any(len(splits) > 1 for splits in found):
-        raise SystemExit(
-            "error: the data names splits that are not read: make a file of each, and call them "
-            "train, validation and test, in lower case"
-        )
+        raise SystemExit("error: unread splits: call their files train, validation and test")
 
 
 def texts_of(table, column):
@@ -308,8 +302,7 @@ def texts_of(table, column):
     kind = table.features[column]
     if not isinstance(kind, datasets.Value) or "binary" in kind.dtype:
         raise SystemExit(f"error: the column {column} holds {kind}, which is no text")
-    values = table[column][:]
-    return ["" if value is None or value != value else str(value) for value in values]
+    return ["" if value is None or value != value else str(value) for value in table[column][:]]
 
 
 def list_rows(dataset, tables):
@@ -336,10 +329,7 @@ def list_rows(dataset, tables):
 
 
 def choose_rows(rows, source, own_splits):
-    """-> {split: [Row]} of those that are used, and [(uid, reason)] of those left out.
-
-    Without splits of the data's own, videos of the training split validate.
-    """
+    """-> {split: [Row]} of those that are used, and [(uid, reason)] of those left out."""
     video = {row: row.video or row.uid for row in rows}
     videos = [video[row] for row in rows if row.split == "train" and not own_splits]
     held_out = set(draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1])
@@ -355,11 +345,10 @@ def choose_rows(rows, source, own_splits):
             left_out.append((row.uid, "uid twice" if row.gloss else "no text"))
     chosen, drawn = {}, {}
     for split, limit in {"train": TRAIN_CLIPS, "validation": VALIDATION_CLIPS, "test": 0}.items():
-        some = usable[split].values()
-        videos = [video[row] for row in some]
+        videos = [video[row] for row in usable[split].values()]
         drawn[split] = set(draw_videos(videos, clips=limit or math.inf, salt="subset "))
-        if some:
-            chosen[split] = [row for row in some if video[row] in drawn[split]]
+        if videos:
+            chosen[split] = [row for row in usable[split].values() if video[row] in drawn[split]]
         elif split != "test":
             raise SystemExit(f"error: no row of the {split} split has a text")
     report_split(usable, own_splits, drawn["train"] & (drawn["validation"] | drawn["test"]))
@@ -510,7 +499,7 @@ PoseFile = collections.namedtuple("PoseFile", "start end size stamp info")
 class PoseFiles:
     """.pose files in a folder or a zip, whole or cut into parts by size, on the disk or the hub.
 
-    The hub is asked when a clip is missing in the store. Its files are taken to stay as they are.
+    The hub is asked when the store lacks a clip. Its files are taken to stay as they are.
     """
 
     def __init__(self, fs, place):
@@ -627,10 +616,8 @@ class PoseFiles:
         raise OSError(f"what the hub sends of {bad[0]} cannot be right")
 
     def unpack(self, file, data, first):
-        """A file's bytes, or a BadClip, out of the JoinedFiles' bytes from `first` on.
-
-        It reads an archive's entry itself: threads share no zipfile, which copies twice as much.
-        """
+        """The JoinedFiles' bytes from `first` on -> a file's bytes, or a BadClip."""
+        # no zipfile, which threads cannot share, and which copies twice as much
         data, info = memoryview(data)[file.start - first : file.end - first], file.info
         if info is None:
             return bytes(data) if len(data) == file.size else Damaged("cut short on its way")
@@ -676,10 +663,9 @@ def hide_unseen(points):
 
 
 def normalise(keypoints):
-    """(T, K, 2) in any unit -> in shoulder widths, from the middle of the shoulders.
+    """(T, K, 2) in any unit -> in median shoulder widths, from the shoulders' median midpoint.
 
-    The origin is the shoulders' median midpoint, the unit their median distance: one pair for the
-    whole clip, so that the hands keep their place.
+    It is one pair for the whole clip, so that the hands keep their place.
     """
     left, right, nose = keypoints[:, [*SHOULDERS, NOSE]].swapaxes(0, 1)
     both = np.isfinite(left + right).all(-1)
@@ -695,10 +681,7 @@ def normalise(keypoints):
 
 
 def read_keypoints(data):
-    """The bytes of a .pose file -> keypoints (T, K, 2), frames per second, people who are seen.
-
-    The keypoints, NaN where not seen, are of the one who is seen in most frames.
-    """
+    """The bytes of a .pose file -> keypoints (T, K, 2) of one person, fps, and people seen."""
     try:
         pose = pose_format.Pose.read(data)
         confidence = np.asarray(pose.body.confidence)  # (T, people, points)
@@ -709,7 +692,7 @@ def read_keypoints(data):
         keypoints = pose.body.data.data[:, :, columns[:, None], [0, 1]].astype(np.float32)
         seen = (confidence[:, :, columns] > 0) & (columns >= 0)
         keypoints = hide_unseen(np.where(seen[..., None], keypoints, np.nan))
-        frames = np.isfinite(keypoints).any((2, 3)).sum(0)  # that show each of the people
+        frames = np.isfinite(keypoints).any((2, 3)).sum(0)  # that show each person
         keypoints = keypoints[:, frames.argmax()]
     except Exception as error:  # whatever the library's parser meets in a file that is none
         raise BadClip("not a readable .pose file") from error
@@ -732,9 +715,8 @@ def read_keypoints(data):
 def row_keypoints(pose):
     """A row's `pose` (T, D), in which null is a frame that shows nothing -> as read_keypoints."""
     try:
-        nothing = [np.nan] * POSE_DIM
-        frames = np.asarray([nothing if frame is None else frame for frame in pose], np.float32)
-        frames = frames.reshape(len(frames), -1)
+        frames = [[np.nan] * POSE_DIM if frame is None else frame for frame in pose]
+        frames = np.asarray(frames, np.float32).reshape(len(frames), -1)
     except (TypeError, ValueError) as error:
         raise BadClip("no table of frames") from error
     if frames.shape[1] != POSE_DIM:
@@ -808,7 +790,7 @@ class ClipStore:
     def read_index(self):
         """Learn which clips are there, up to the first line that is not whole or lacks frames.
 
-        A kill or a full disk cuts a line, which the next one may join; a copy may lack frames.
+        A kill or a full disk cuts a line, and the next one may join it. A copy may lack frames.
         """
         lines = self.index.read_bytes().split(b"\n")[:-1]
         there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; after the lines: it may grow
@@ -828,7 +810,7 @@ class ClipStore:
     def locked(self):
         """Clips may be added. Another run that is to add some waits, and then knows of these.
 
-        After an error threads may still add: then the lock stays until the process ends.
+        After an error, threads may still add: then the lock stays until the process ends.
         """
         path = self.folder / "lock"
         try:
@@ -904,10 +886,7 @@ def add_clips(store, source, rows):
 
 
 def load_clips(test=False):
-    """The data set -> {"train": Clips, "validation": Clips}, and its name.
-
-    test: also "test", where the data has that split. SystemExit where too few clips can be used.
-    """
+    """-> {"train": Clips, "validation": Clips, and "test" if asked for and there}, data's name."""
     dataset = choose_dataset()
     name = "sample data" if dataset == "sample" else dataset
     print(f"data               {name}")
@@ -996,10 +975,7 @@ class Clips:
         return clips
 
     def batch(self, numbers, device):
-        """The numbers of B clips -> a batch as long as the longest of their sentences and clips.
-
-        Frames after a clip's end are NaN, as points that were not seen are.
-        """
+        """The numbers of B clips -> a batch as long as its longest; after a clip's end are NaN."""
         token_mask, poses = self.token_mask[numbers], [self.pose(i) for i in numbers.tolist()]
         longest = token_mask.sum(1).max()
         batch = {
@@ -1029,9 +1005,8 @@ def training_statistics(clips):
     kept = sorted(word for word, n in words.items() if n >= MIN_GLOSS_COUNT)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>")
     print(f"  points unseen    {100 * (1 - seen.mean()):.1f} % in the training clips")
-    shown = {part for (part, _), share in zip(POINTS, seen[::2], strict=False) if share}
-    for part in PARTS:
-        if part not in shown and 2 * len(POINTS) == POSE_DIM:
+    for part in PARTS if 2 * len(POINTS) == POSE_DIM else ():
+        if not any(seen[2 * i] for i, point in enumerate(POINTS) if point[0] == part):
             print(f"warning: no training clip shows any of the {part}")
     statistics = {
         "mean": torch.tensor(mean).float(),

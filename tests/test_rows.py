@@ -134,7 +134,7 @@ def test_a_gloss_without_a_word_gives_way_to_the_text(tmp_path):
 
 GO = "uid,text\na,go\nb,go\n"
 ROWS = [json.dumps(row) + "\n" for row in rows_of(4)]
-NO_SPLITS = "error: the data names splits that are not read: make a file of each"
+NO_SPLITS = "error: unread splits: call their files train, validation and test"
 REFUSED = {
     "latin-1": ({"train.csv": b"uid,text\na,caf\xe9\n"}, "'utf-8' codec can't decode"),
     "empty": ({"train.csv": ""}, "No columns to parse from file"),
