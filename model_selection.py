@@ -3,8 +3,8 @@
     python model_selection.py
 
 Reads the data set named below, or an embedded sample where iSign's hub id has no access token.
-Writes selection_<model>.pt for every candidate into this folder, and the prepared clips into the
-cache of `datasets`. The settings are constants at the top of the file.
+Writes selection_<model>.pt for every candidate and left_out.log into this folder, and the prepared
+clips into the cache of `datasets`. The settings are constants at the top of the file.
 """
 
 import argparse

@@ -5,8 +5,8 @@
     python train_final_model.py --model gru --predict "WANT GO SCHOOL"  (several; -: lines of stdin)
 
 Reads DATASET, or an embedded sample where there is no token for iSign. Writes best_<model>.pt
-(lowest validation MSE, complete by itself), last_<model>.pt, <model>.log and preview_<model>.html;
-or predictions/, where that holds files already predictions-2/, ...
+(lowest validation MSE, complete by itself), last_<model>.pt, <model>.log, preview_<model>.html and
+left_out.log; or predictions/, where that holds files already predictions-2/, ...
 """
 
 import argparse
