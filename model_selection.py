@@ -357,7 +357,7 @@ def choose_rows(rows, source, own_splits):
 
 def report_split(usable, own_splits, both):
     """What there is to know of {split: {key: Row}}, and of the videos that are in two splits."""
-    rows = [row for some in usable.values() for row in some.values()]
+    rows = [*usable["train"].values(), *usable["validation"].values()]
     share = len(usable["validation"]) / len(rows)
     unknown = sum(row.video is None for row in rows)
     known = f"{len(both)} videos in both; " if unknown < len(rows) else ""
@@ -525,8 +525,8 @@ class PoseFiles:
             return self.files_of_zip()
         root, files = self.fs._strip_protocol(self.place), {}
         for path, (start, end) in zip(paths, itertools.pairwise(self.joined.starts), strict=True):
-            time_of = self.fs.info(path).get("mtime")
-            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, time_of, None)
+            stamp = self.fs.info(path).get("mtime")
+            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, stamp, None)
         return files
 
     def files_of_zip(self):
