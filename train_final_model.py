@@ -104,7 +104,6 @@ MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 # hidden size. Masks: True = real. A pose number that is NaN was not seen or is padding: it enters
 # no loss, no metric and no statistic.
 ISIGN = "Exploration-Lab/iSign"
-
 FINGERS = ["INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY"]
 HAND = ["WRIST", "THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP"]
 HAND += [f"{finger}_{joint}" for finger in FINGERS for joint in ("MCP", "PIP", "DIP", "TIP")]
@@ -228,8 +227,7 @@ def video_of(uid):
 def draw_videos(videos, share=1, clips=math.inf, salt=""):
     """The videos of the clips -> a share of them, or some that hold so many clips or more."""
     sizes, drawn = collections.Counter(videos), []
-    # made of the name, so that rows that are added do not change what is drawn
-    number = {video: random.Random(salt + video).random() for video in sizes}
+    number = {video: random.Random(salt + video).random() for video in sizes}  # by its name alone
     for video in sorted(sizes, key=number.get):
         if drawn and (number[video] >= share or clips <= 0):
             break
@@ -583,8 +581,7 @@ class PoseFiles:
         files = {row: self.find(row) for row in rows}
         groups = [[row] for row in rows if isinstance(files[row], BadClip)]
         found = [row for row in rows if isinstance(files[row], PoseFile)]
-        # the disk gains nothing by large groups, which take memory
-        most = GROUP_BYTES if self.remote else GROUP_BYTES // 4
+        most = GROUP_BYTES if self.remote else GROUP_BYTES // 4  # the disk gains nothing by more
         first = last = None
         for row in sorted(found, key=lambda row: files[row].start):
             start, end, *_ = files[row]
@@ -669,10 +666,7 @@ def hide_unseen(points):
 
 
 def normalise(keypoints):
-    """(T, K, 2) in any unit -> in median shoulder widths, from the shoulders' median midpoint.
-
-    It is one pair for the whole clip, so that the hands keep their place.
-    """
+    """(T, K, 2) in any unit -> in median shoulder widths, from the shoulders' median midpoint."""
     left, right, nose = keypoints[:, [*SHOULDERS, NOSE]].swapaxes(0, 1)
     both = np.isfinite(left + right).all(-1)
     width = np.median(np.linalg.norm(left - right, axis=-1)[both]) if both.any() else 0
@@ -683,6 +677,7 @@ def normalise(keypoints):
         (x, y), (right_x, right_y) = np.median(left[both], 0), np.median(right[both], 0)
         if x <= right_x or np.median(nose[:, 1]) >= min(y, right_y):
             raise BadClip("mirrored, turned or upside down")
+    # one origin and one unit for the whole clip, so that the hands keep their place
     return (keypoints - np.median((left + right)[both] / 2, 0)) / width
 
 
@@ -704,8 +699,7 @@ def read_keypoints(data):
         raise BadClip("not a readable .pose file") from error
     if (columns < 0).all():
         raise BadClip("none of MediaPipe's points")
-    # A file of version 0.1 has as many frames as fit into its length. Where it was cut, coordinates
-    # are therefore read as confidences.
+    # version 0.1 counts frames by the file's length: where it was cut, coordinates are confidences
     old = pose.header.version < 0.15
     if old and (confidence > MAX_CONFIDENCE).any():
         raise BadClip("cut short")
@@ -745,10 +739,7 @@ def resample(keypoints, n):
 
 
 def prepare_pose(raw):
-    """What was read of a clip -> its pose (T, K, 2), T <= MAX_FRAMES, seconds, people; or BadClip.
-
-    Frames before the first and after the last one that shows a point are no part of it.
-    """
+    """What was read of a clip -> pose (T, K, 2), T <= MAX_FRAMES, seconds, people; or BadClip."""
     if isinstance(raw, BadClip):
         raise raw
     keypoints, fps, people = (read_keypoints if isinstance(raw, bytes) else row_keypoints)(raw)
@@ -760,7 +751,7 @@ def prepare_pose(raw):
     shown = np.flatnonzero(near.any(1))
     if len(shown) == 0:
         raise BadClip("nothing seen")
-    keypoints = keypoints[shown[0] : shown[-1] + 1]
+    keypoints = keypoints[shown[0] : shown[-1] + 1]  # frames at its ends may show nothing
     seconds = len(keypoints) / fps
     n = max(1, min(MAX_FRAMES, round(seconds * FPS)))
     return resample(keypoints, n), seconds, people
@@ -794,19 +785,16 @@ class ClipStore:
         self.read_index()
 
     def read_index(self):
-        """Learn which clips are there, up to the first line that is not whole or lacks frames.
-
-        A kill or a full disk cuts a line, and the next one may join it. A copy may lack frames.
-        """
+        """Learn which clips are there, up to the first line that is not whole or lacks frames."""
         lines = self.index.read_bytes().split(b"\n")[:-1]
         there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; after the lines: it may grow
         self.clips, self.end, self.index_bytes = {}, 0, 0
         for line in lines:
             try:
                 clip = StoredClip(**json.loads(line))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError):  # a full disk cut a line, which the next one joined
                 break
-            if clip.first + clip.frames > there:
+            if clip.first + clip.frames > there:  # a copy was cut
                 break
             self.clips[clip.key] = clip
             self.end = clip.first + clip.frames
@@ -939,13 +927,13 @@ def report_clips(usable, left_out):
     print(f"  glosses cut      in {cut} sentences of more than {MAX_GLOSS_LEN}")
     long = sum(round(clip.seconds * FPS) > MAX_FRAMES for _, clip in pairs)
     print(f"  clips resampled  {long} of more than {MAX_FRAMES} frames")
-    lengths = {clip.seconds for _, clip in pairs}
+    one_length = len({clip.seconds for _, clip in pairs}) == 1
     counts = {
         "clips of a single frame": sum(clip.frames == 1 for _, clip in pairs),
         "training clips are the same as another": len(train) - len({x.crc for _, x in train}),
         "clips show several people: one is taken": sum(clip.people > 1 for _, clip in pairs),
         "texts break the line (a quote left open?)": sum("\n" in row.gloss for row, _ in pairs),
-        "clips are of one length: pad with NaN or 0": len(pairs) if len(lengths) == 1 else 0,
+        "clips are of one length: pad with NaN or 0": len(pairs) if one_length else 0,
     }
     if any(counts.values()):
         print("  notice          ", "; ".join(f"{n} {what}" for what, n in counts.items() if n))
