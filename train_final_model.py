@@ -619,8 +619,7 @@ class PoseFiles:
         raise OSError(f"what the hub sends of {bad[0]} cannot be right")
 
     def unpack(self, file, data, first):
-        """The JoinedFiles' bytes from `first` on -> a file's bytes, or a BadClip."""
-        # no zipfile, which threads cannot share, and which copies twice as much
+        """The joined bytes from `first` on -> a file's (zipfile copies them twice), or BadClip."""
         data, info = memoryview(data)[file.start - first : file.end - first], file.info
         if info is None:
             return bytes(data) if len(data) == file.size else Damaged("cut short on its way")
@@ -868,11 +867,10 @@ def add_clips(store, source, rows):
         store.add(clips)
         bar.update(len(group))
 
-    groups = source.groups(rows)
     bar = tqdm(total=len(rows), desc="preparing clips", disable=None)
     pool = ThreadPoolExecutor(source.threads)
     try:
-        for done in as_completed([pool.submit(work, group) for group in groups]):
+        for done in as_completed([pool.submit(work, group) for group in source.groups(rows)]):
             done.result()
     finally:  # after a Ctrl-C or an error what has not begun does not begin
         pool.shutdown(wait=False, cancel_futures=True)
