@@ -118,12 +118,6 @@ def test_a_comma_without_quotes_cuts_no_text(first, tmp_path):
     assert "a comma needs quotes" in said or f"Expected 2 fields in line {first + 1}, saw 3" in said
 
 
-def test_10000_rows_of_nothing_do_not_make_a_column_of_numbers(tmp_path):
-    small(DATASET=str(write_csv(tmp_path / "data", [("", "")] * 10_000 + [("u", "home")])))
-    _, rows = script.list_rows("data", script.load_tables(script.DATASET)[0])
-    assert [rows[-1].uid, rows[-1].gloss, rows[0].gloss] == ["u", "home", ""]
-
-
 def test_a_gloss_without_a_word_gives_way_to_the_text(tmp_path):
     rows = [{"text": f"text {i}", **row} for i, row in enumerate(rows_of(8))]
     for row, gloss in zip(rows, ["", "nan ", None, " ", "?"], strict=False):

@@ -127,18 +127,20 @@ def test_of_a_folder_the_files_that_are_new_or_replaced_are_prepared(tmp_path, p
     assert prepared(POSES=str(tmp_path / "all.zip")) == 12
 
 
-def test_a_table_that_was_replaced_is_read_anew(tmp_path, prepared):
-    """Also where it has the name and size of another one."""
+def test_a_table_that_was_replaced_is_read_anew(tmp_path):
+    """Also where it has the name and size of another one, and a README names it."""
+    small(POSE_DIM=2, CONFIG=None)
     for folder, word in (("a", "go"), ("b", "no"), ("a", "so")):
-        (tmp_path / folder / "data").mkdir(parents=True, exist_ok=True)
+        data = tmp_path / folder / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        (data / "README.md").write_text(
+            "---\nconfigs:\n- config_name: one\n  data_files: x.jsonl\n---\n"
+        )
         rows = [{"gloss": word, "pose": [[ord(word[0]) / 99, i + 1]] * 2} for i in range(4)]
-        for split in ("train", "validation"):
-            part = rows[:2] if split == "train" else rows[2:]
-            text = "".join(json.dumps(row) + "\n" for row in part)
-            (tmp_path / folder / "data" / f"{split}.jsonl").write_text(text)
-        change(DATASET=str(tmp_path / folder / "data"), POSE_DIM=2, CONFIG=None)
+        (data / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        change(DATASET=str(data))
         clips, _ = script.load_clips()
-        assert clips["train"].glosses == [word] * 2
+        assert set(clips["train"].glosses) == {word}
         assert clips["train"].pose(0)[0, 0].item() == pytest.approx(ord(word[0]) / 99)
 
 
@@ -152,19 +154,6 @@ def test_what_is_damaged_is_looked_at_again(tmp_path, prepared, capsys):
     part.write_bytes(whole)
     assert prepared() == 1
     assert "left out         none" in capsys.readouterr().out
-
-
-def test_the_hubs_archive_is_not_asked_for_where_all_is_prepared(tmp_path, monkeypatch):
-    """As on a node without a network. The disk's directory is read, which takes no network."""
-    folder = write(tmp_path / "isign")
-    disk = script.fsspec.filesystem("file")
-    rows = [script.Row(uid, "go", None, "train", i) for i, uid in enumerate([*UIDS, "gone"])]
-    for opened in (True, False):
-        source = script.PoseFiles(disk, str(folder / script.POSES))
-        source.remote = True  # the disk in the hub's place
-        store = script.prepare(rows, source)
-        assert ("files" in vars(source)) == opened
-    assert store.clips["gone"].problem == "no .pose file" and len(store.clips) == 13
 
 
 @pytest.mark.parametrize("joined", [False, True])
