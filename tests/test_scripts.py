@@ -124,14 +124,10 @@ def test_the_final_run_reports_its_best_epoch(bert, tmp_path, capsys):
 
 WRONG = [
     {"MAX_FRAMES": 0},
-    {"EPOCHS": 0},
-    {"BATCH_SIZE": -8},
-    {"FPS": 0},
-    {"PATIENCE": 0},
+    {"MAX_BAD_SHARE": 20},
+    {"AVERAGE": 99.9},
     {"POSE_DIM": 151},
     {"POSE_DIM": 150},
-    {"DROPOUT": 1.5},
-    {"VALIDATION_SHARE": 10},
     {"DATASET": "no/such/folder/here"},
     {"DATASET": "./nothing"},
     {"CONFIG": "nope", "DATASET": "isign"},
