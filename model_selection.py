@@ -49,7 +49,6 @@ import transformers
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 # SETTINGS: edit them and run again
@@ -153,12 +152,12 @@ def check_settings():
 
 
 def save(path, contents):
-    """Bytes, or a checkpoint (a dict) -> a file that is the old one or the new one, and whole."""
+    """Write bytes, or a checkpoint (a dict): the file is the old one or the new one, and whole."""
     if isinstance(contents, dict):
-        buffer = io.BytesIO()  # not into the file: torch makes a RuntimeError of a full disk
+        buffer = io.BytesIO()  # not the file: torch makes a RuntimeError of a full disk
         torch.save(contents, buffer)
         contents = buffer.getbuffer()
-    temporary = f"{path}.{os.getpid()}.tmp"  # a name that no other run has
+    temporary = f"{path}.tmp"  # one name, so that kills leave one file: each path has one writer
     try:
         with open(temporary, "wb") as file:
             file.write(contents)
@@ -845,7 +844,7 @@ def add_clips(store, source, rows):
 
     groups = source.groups(rows)
     bar = tqdm(total=len(rows), desc="preparing clips", disable=None)
-    pool = ThreadPoolExecutor(source.threads)
+    pool = ThreadPoolExecutor(source.threads, "preparing")
     try:
         for done in as_completed([pool.submit(work, group) for group in groups]):
             done.result()
@@ -951,8 +950,6 @@ class Clips:
         clips = copy.copy(self)
         clips.tokens = text["input_ids"]  # (N, S)
         clips.token_mask = text["attention_mask"].bool()  # (N, S)
-        of_words = clips.tokens[text["special_tokens_mask"] == 0]
-        clips.unknown = np.mean(of_words.numpy() == tokenizer.unk_token_id)  # share of <unk>
         return clips
 
     def batch(self, numbers, device):
@@ -1034,14 +1031,23 @@ def words_for(tokenizer, sentence, max_gloss_len):
     return [word.lower() for word in words] if words == glosses else words
 
 
+def known_pieces(tokenizer, words):
+    """-> {word: the numbers of its pieces} of the words that the tokenizer knows."""
+    pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
+    pairs = zip(words, map(tuple, pieces), strict=True)
+    return {word: ids for word, ids in pairs if ids and tokenizer.unk_token_id not in ids}
+
+
 def tokenize(tokenizer, sentences, max_gloss_len):
     """Sentences -> the tokenizer's output: tokens, masks, and where in the text they stand."""
+    texts = [" ".join(words_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences]
+    pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return tokenizer(
-        [" ".join(words_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences],
+        # text that the tokenizer drops altogether is unknown
+        [text if ids else tokenizer.unk_token for text, ids in zip(texts, pieces, strict=True)],
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
-        return_special_tokens_mask=True,
         return_tensors="pt",
     )
 
@@ -1357,21 +1363,18 @@ MODELS = {  # by their names in commands and files
 
 
 def load_pretrained():
-    """-> the encoder BERT_NAME and its tokenizer; SystemExit where one of them does not serve."""
+    """-> the encoder BERT_NAME and its tokenizer; SystemExit if one of them cannot be used."""
     try:
         pretrained, report = transformers.AutoModel.from_pretrained(
             str(BERT_NAME), dtype=torch.float32, output_loading_info=True
         )
-        if missing := [key for key in report["missing_keys"] if "pooler" not in key]:
-            raise ValueError(f"{len(missing)} weights are missing in its file, as {missing[0]}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(BERT_NAME))
+        if missing := [name for name in report["missing_keys"] if "pooler" not in name]:
+            raise ValueError(f"{len(missing)} weights are missing in its file, as {missing[0]}")
         pieces = pretrained.get_input_embeddings().num_embeddings
         if not len(tokenizer.all_special_ids) < len(tokenizer) <= pieces:
             raise ValueError("the tokenizer is missing or of another model")
-        tokenize(tokenizer, ["hello", "hello you"], MAX_GLOSS_LEN)  # some know no padding
-        longest = torch.zeros(1, PIECES_PER_GLOSS * MAX_GLOSS_LEN, dtype=torch.long)
-        _ = pretrained(input_ids=longest).last_hidden_state  # some have too few positions, or none
-    except Exception as error:  # of the library, which has many kinds
+    except (OSError, ValueError) as error:  # a wrong name, no network, or one of these
         raise SystemExit(
             f"error: BERT_NAME {str(BERT_NAME)!r} is no hub id that can be reached, and no folder "
             f"with an encoder and its tokenizer ({reason_of(error)})"
@@ -1549,7 +1552,7 @@ def beats_mean_pose(metrics):
 
 # ---- training
 class Run:
-    """A model in training, by one of `world` processes that torchrun started."""
+    """A model in training, in one of the `world` processes that torchrun started."""
 
     def __init__(self, name, clips, statistics, vocabulary, device, rank=0, world=1):
         """Before its first epoch: with the weights that SEED draws, or BERT's."""
@@ -1565,29 +1568,42 @@ class Run:
         self.average = copy.deepcopy(self.model).requires_grad_(False).to(device)
         self.optimizer = new_optimizer(name, self.model)
         self.clips = {split: part.with_tokens(tokenizer) for split, part in clips.items()}
-        self.check_words()
+        self.check_words(tokenizer)
 
-    def check_words(self):
-        """Say how much of the training text is unknown; SystemExit where it is all of it."""
-        shares = [clips.unknown for clips in self.clips.values()]  # training's, validation's
-        setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
-        if self.name == "bert":
-            setting = f"BERT_NAME = {str(BERT_NAME)!r}"
-            print(
-                f"  word pieces      {100 * shares[0]:.1f} % in training are unknown to BERT_NAME"
-            )
-        if shares[0] == 1:
-            raise SystemExit(f"error: no word of the training clips is known, by {setting}")
-        for split, share in zip(("training", "validation"), shares, strict=False):
-            if share > 0.5:
-                print(f"warning: {share:.0%} of the words in {split} are unknown, by {setting}")
+    @property
+    def epochs_done(self):
+        return len(self.log)
+
+    def check_words(self, tokenizer):
+        """Report the words that the tokenizer does not know, or does not tell from another one."""
+        shares = {}
+        for split, clips in self.clips.items():
+            sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
+            words = collections.Counter(itertools.chain(*sentences))
+            known = known_pieces(tokenizer, [*words])
+            shares[split] = 1 - sum(words[word] for word in known) / words.total()
+            if split == "train":
+                pieces = {word.upper(): ids for word, ids in known.items()}  # as one: Go, go
+        said = ", ".join(f"{share:.1%} in {split}" for split, share in shares.items())
+        print(f"  words unknown    {said}")
+        words_of = collections.Counter(pieces.values())
+        alike = [word for word, ids in pieces.items() if words_of[ids] > 1]
+        faults = [f"more than half are unknown in {x}" for x in shares if shares[x] > 0.5]
+        if alike:
+            faults.append(f"{len(alike)} words have the pieces of another, such as {alike[0]}")
+        if faults:
+            setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
+            if self.name == "bert":
+                setting = f"BERT_NAME = {str(BERT_NAME)!r}"
+            print(f"warning: of the words, by {setting}: {'; '.join(faults)}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
 
-        All processes have as many: of what cannot be shared a few clips rest, each time others.
+        All processes have as many. Clips that cannot be shared equally are left out, each time
+        other ones.
         """
-        generator = torch.Generator().manual_seed(SEED + 1_000_003 * (len(self.log) + 1))
+        generator = torch.Generator().manual_seed(SEED + EPOCH_SEED * (self.epochs_done + 1))
         order = torch.randperm(len(self.clips["train"]), generator=generator)
         order = order[: len(order) // self.world * self.world]
         return order[self.rank :: self.world].split(BATCH_SIZE // self.world)
@@ -1596,7 +1612,10 @@ class Run:
 def pick_device():
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's
+    number = int(os.environ.get("LOCAL_RANK", 0))  # torchrun's
+    if number >= torch.cuda.device_count():
+        raise SystemExit(f"error: torchrun started more processes than {number} GPUs can serve")
+    torch.cuda.set_device(number)
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
 
@@ -1620,7 +1639,7 @@ def new_optimizer(name, model):
 
 
 def new_schedule(optimizer, steps, done):
-    """The rates rise for a share WARMUP of the steps, then fall to 0; `done` steps are over."""
+    """The rates rise for a share WARMUP of the steps, then fall to 0. `done` steps are over."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     warmup = round(WARMUP * steps)
@@ -1628,17 +1647,18 @@ def new_schedule(optimizer, steps, done):
 
 
 def train_one_epoch(run, model, schedule, label):
-    """One pass over the training clips -> their MSE on the way.
+    """One pass over the training clips -> their MSE in this epoch.
 
     What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
     if it had not been stopped.
     """
     model.train()
-    order, done = run.order(), len(run.log)
-    torch.manual_seed(SEED + 1_000_003 * (done + 1) + run.rank)
+    batches = run.order()
+    torch.manual_seed(SEED + EPOCH_SEED * (run.epochs_done + 1) + run.rank)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
-    bar = tqdm(order, label, leave=False, file=sys.stdout, disable=None)
-    for step, numbers in enumerate(bar, done * len(order)):
+    weights = [*zip(run.average.parameters(), run.model.parameters(), strict=True)]
+    bar = tqdm(batches, label, leave=False, file=sys.stdout, disable=None)
+    for step, numbers in enumerate(bar, run.epochs_done * len(batches)):
         batch = run.clips["train"].batch(numbers, run.device)
         with mixed_precision(run.device):
             loss, mse = training_loss(model, batch)
@@ -1647,24 +1667,26 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        # as torch's AveragedModel, which makes the host wait for the GPU in every step
         memory = min(AVERAGE, (1 + step) / (6 + step))  # it grows with the steps
-        get_ema_multi_avg_fn(memory)([*run.average.parameters()], [*run.model.parameters()], step)
+        with torch.no_grad():
+            for mean, weight in weights:
+                mean.lerp_(weight, 1 - memory)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
     squares, count = mean_over_processes(sums).tolist()
     return squares / max(count, 1)
 
 
+EPOCH_SEED = 1_000_003  # between the seeds of two epochs
 HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
 
 
 def run_epoch(run, model, schedule):
-    """One epoch and its validation, reported by a line, which goes into the log.
+    """Train and validate for one epoch, print a line about it, and add it to the log.
 
-    model: the run's, or it within DistributedDataParallel. SystemExit where its loss is no number.
+    model: the run's, or DistributedDataParallel around it. SystemExit if its loss is not finite.
     """
-    began, epoch = time.time(), len(run.log) + 1
+    began, epoch = time.time(), run.epochs_done + 1
     label = f"{run.model.title} epoch {epoch}/{EPOCHS}"
     line = {"epoch": epoch, "train_mse": train_one_epoch(run, model, schedule, label)}
     line["learning_rate"] = schedule.get_last_lr()[0]
@@ -1686,23 +1708,24 @@ def best_of(log):
 
 
 def train_epochs(run, keep):
-    """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
+    """Train until EPOCHS are done or PATIENCE is over, and call keep(run) after each epoch."""
     steps = len(run.order())
-    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
+    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=run.epochs_done * steps)
     model = run.model
     if dist.is_initialized():
-        model = DistributedDataParallel(model)
+        model = DistributedDataParallel(model, broadcast_buffers=False)  # they are constant
     print(HEADER)
-    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
+    while run.epochs_done < EPOCHS and run.epochs_done - best_of(run.log)["epoch"] < PATIENCE:
         run_epoch(run, model, schedule)
         keep(run)
+    reason = f"no lower val_mse for {PATIENCE} epochs"
+    if run.epochs_done >= EPOCHS:
+        reason = f"EPOCHS = {EPOCHS} are done"
+    print(f"stopped: {reason}")
 
 
 def run_script(main):
-    """main(), with one line in place of a traceback for what a user meets in ordinary use.
-
-    The process ends at once: of its threads one may sleep in the hub's library, and not wake up.
-    """
+    """main(), with one line instead of a traceback for what a user meets in ordinary use."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a Ctrl-C
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -1711,20 +1734,28 @@ def run_script(main):
     try:
         main()
         status = 0
-    except KeyboardInterrupt:
-        status, line = 130, "\nstopped; what was prepared and saved stays"
-    except torch.OutOfMemoryError:
+    except KeyboardInterrupt as stop:
+        again = "the same command starts again, with the clips that were prepared"
+        status, line = 130, f"\nstopped: {str(stop) or again}"
+    except RuntimeError as error:
+        if not re.search("out of memory|ALLOC(ATION)?_FAILED", str(error)):  # torch's, cuBLAS's
+            raise
         peak = torch.cuda.max_memory_allocated() // 2**20
         line = f"error: GPU full at {peak} MB; lower BATCH_SIZE = {BATCH_SIZE}"
     except (OSError, UnicodeError) as error:  # the disk is full, a terminal lacks a letter, ...
         line = f"error: {reason_of(error)}"
     except SystemExit as end:
         status, line = (1, end.code) if isinstance(end.code, str) else (end.code or 0, None)
-    with contextlib.suppress(OSError):  # where nobody reads it any more
+    try:
         sys.stdout.flush()
         if line:
             print(line, file=sys.stderr, flush=True)
-    os._exit(status)
+    except OSError:  # nobody reads it any more: Python is not to flush it again
+        sys.stdout = None
+    # one of the preparation's threads may sleep in the hub's library, and not wake up
+    if any(thread.name.startswith("preparing") for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 # ==== SHARED BLOCK: end
@@ -1770,11 +1801,13 @@ def main(argv=None):
     if not CANDIDATES or not {*CANDIDATES} <= {*MODELS}:
         raise SystemExit(f"error: CANDIDATES = {CANDIDATES!r} is no list of {', '.join(MODELS)}")
     lock = claim_folder("selection")
+    device = pick_device()
+    if "bert" in CANDIDATES:
+        load_pretrained()  # an error of it is told before the poses are prepared
     clips, data = load_clips()
     statistics, vocabulary = training_statistics(clips["train"])
     if data != "sample data":
         report_full_training()
-    device = pick_device()
     print(f"device             {device}", flush=True)
     results = {}
     for name in CANDIDATES:
