@@ -1575,27 +1575,19 @@ class Run:
         return len(self.log)
 
     def check_words(self, tokenizer):
-        """Report the words that the tokenizer does not know, or does not tell from another one."""
-        shares = {}
+        """Report how many words the tokenizer does not know, or does not tell from another one."""
         for split, clips in self.clips.items():
             sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
             words = collections.Counter(itertools.chain(*sentences))
             known = known_pieces(tokenizer, [*words])
-            shares[split] = 1 - sum(words[word] for word in known) / words.total()
-            if split == "train":
-                pieces = {word.upper(): ids for word, ids in known.items()}  # as one: Go, go
-        said = ", ".join(f"{share:.1%} in {split}" for split, share in shares.items())
-        print(f"  words unknown    {said}")
-        words_of = collections.Counter(pieces.values())
-        alike = [word for word, ids in pieces.items() if words_of[ids] > 1]
-        faults = [f"more than half are unknown in {x}" for x in shares if shares[x] > 0.5]
-        if alike:
-            faults.append(f"{len(alike)} words have the pieces of another, such as {alike[0]}")
-        if faults:
-            setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
-            if self.name == "bert":
-                setting = f"BERT_NAME = {str(BERT_NAME)!r}"
-            print(f"warning: of the words, by {setting}: {'; '.join(faults)}")
+            share = 1 - sum(words[word] for word in known) / words.total()
+            pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
+            alike = len(pieces) - len({*pieces.values()})
+            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another word"
+            if share > 0.5 or alike:
+                print(f"warning: words: {said} (see MIN_GLOSS_COUNT, or BERT_NAME with bert)")
+            else:
+                print(f"  words            {said}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
@@ -1718,10 +1710,8 @@ def train_epochs(run, keep):
     while run.epochs_done < EPOCHS and run.epochs_done - best_of(run.log)["epoch"] < PATIENCE:
         run_epoch(run, model, schedule)
         keep(run)
-    reason = f"no lower val_mse for {PATIENCE} epochs"
-    if run.epochs_done >= EPOCHS:
-        reason = f"EPOCHS = {EPOCHS} are done"
-    print(f"stopped: {reason}")
+    over = run.epochs_done >= EPOCHS
+    print("stopped:", "EPOCHS are over" if over else f"no lower val_mse for {PATIENCE} epochs")
 
 
 def run_script(main):

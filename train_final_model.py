@@ -1581,27 +1581,19 @@ class Run:
         return len(self.log)
 
     def check_words(self, tokenizer):
-        """Report the words that the tokenizer does not know, or does not tell from another one."""
-        shares = {}
+        """Report how many words the tokenizer does not know, or does not tell from another one."""
         for split, clips in self.clips.items():
             sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
             words = collections.Counter(itertools.chain(*sentences))
             known = known_pieces(tokenizer, [*words])
-            shares[split] = 1 - sum(words[word] for word in known) / words.total()
-            if split == "train":
-                pieces = {word.upper(): ids for word, ids in known.items()}  # as one: Go, go
-        said = ", ".join(f"{share:.1%} in {split}" for split, share in shares.items())
-        print(f"  words unknown    {said}")
-        words_of = collections.Counter(pieces.values())
-        alike = [word for word, ids in pieces.items() if words_of[ids] > 1]
-        faults = [f"more than half are unknown in {x}" for x in shares if shares[x] > 0.5]
-        if alike:
-            faults.append(f"{len(alike)} words have the pieces of another, such as {alike[0]}")
-        if faults:
-            setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
-            if self.name == "bert":
-                setting = f"BERT_NAME = {str(BERT_NAME)!r}"
-            print(f"warning: of the words, by {setting}: {'; '.join(faults)}")
+            share = 1 - sum(words[word] for word in known) / words.total()
+            pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
+            alike = len(pieces) - len({*pieces.values()})
+            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another word"
+            if share > 0.5 or alike:
+                print(f"warning: words: {said} (see MIN_GLOSS_COUNT, or BERT_NAME with bert)")
+            else:
+                print(f"  words            {said}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
@@ -1724,10 +1716,8 @@ def train_epochs(run, keep):
     while run.epochs_done < EPOCHS and run.epochs_done - best_of(run.log)["epoch"] < PATIENCE:
         run_epoch(run, model, schedule)
         keep(run)
-    reason = f"no lower val_mse for {PATIENCE} epochs"
-    if run.epochs_done >= EPOCHS:
-        reason = f"EPOCHS = {EPOCHS} are done"
-    print(f"stopped: {reason}")
+    over = run.epochs_done >= EPOCHS
+    print("stopped:", "EPOCHS are over" if over else f"no lower val_mse for {PATIENCE} epochs")
 
 
 def run_script(main):
@@ -2006,7 +1996,9 @@ def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
         i = order[rank]
         error, mean_error = errors[i]
         label = f"rank {rank + 1} of {len(order)} by MSE"
-        about = f"{label}: {error:.5f}, {error / mean_error:.1%} of the mean pose's. DTW error "
+        about = (
+            f"{label}: {error:.5f}, {100 * error / mean_error:.1f} % of the mean pose's. DTW error "
+        )
         about += f"{aligned[i]:.5f}. {generated.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
         real = page_clip("real", pose_of(clips, i), clips.seconds[i])
         items.append(page_item(label, about, generated, model.fps, [real]))
@@ -2126,7 +2118,7 @@ PAGE = """<!doctype html>
   #strip { position: relative; height: 1.6rem; background: #8882 }
   #strip span { position: absolute; height: 100%; overflow: hidden; border-left: 2px solid #888 }
   [aria-current=true] { background: #c80; color: #000 }
-  figure { flex: 1 15rem; min-width: 0; margin: 0 }
+  figure { flex: 1; min-width: 0; margin: 0 }
   canvas { width: 100%; max-height: 62vh; border: 1px solid #8885 }
   #slider { width: 100%; height: 44px; margin: 0 }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
@@ -2136,13 +2128,11 @@ PAGE = """<!doctype html>
 <h1>__TITLE__</h1>
 <div class="row"><select id="choice" aria-label="Sentence" style="max-width: 100%"></select></div>
 <div id="words" class="row"></div>
-<div id="stages" class="row"></div>
+<div id="stages" class="row" style="flex-wrap: nowrap"></div>
 <div id="strip" aria-hidden="true"></div>
-<input id="slider" type="range" min="0" aria-label="Frame" autofocus>
+<input id="slider" type="range" min="0" aria-label="Frame">
 <div class="row">
   <button id="play">Play</button>
-  <button id="back">Step back</button>
-  <button id="forward">Step</button>
   <button id="overlay" aria-pressed="false">Overlay</button>
   <label>Speed
     <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
@@ -2173,18 +2163,19 @@ function drawClip(pen, clip, grey) {
   const knuckle = points[parts[zoom.selectedIndex - 1]?.lines[2][1]]  // of the middle finger
   if (knuckle) clip.centre = knuckle  // while the hand is not seen, the view stays
   const [x, y] = zoom.selectedIndex && clip.centre || middle
-  const scale = Math.min(width / view.width, height / view.height) * (zoom.selectedIndex ? 4 : 1)
+  const times = zoom.selectedIndex ? 4 : 1
+  const scale = Math.min(width / view.width, height / view.height) * times
   pen.setTransform(scale, 0, 0, scale, width / 2 - scale * x, height / 2 - scale * y)
   pen.globalAlpha = time > clip.seconds ? 0.3 : 1
   const face = left && right ? left.map((x, i) => (x + right[i]) / 2) : nose
-  pen.strokeStyle = grey || "hsl(265 60% 62%)"
+  pen.strokeStyle = grey || "#7d6bb0"
   pen.lineWidth = 20
   pen.beginPath()
   if (face) pen.ellipse(...face, 210, 290, 0, 0, 7)
   pen.stroke()
-  for (const { hue, width, lines } of parts) lines.forEach((line, finger) => {
-    pen.strokeStyle = grey || `hsl(${hue + 9 * finger} 80% ${38 + 5 * finger}%)`
-    pen.lineWidth = width
+  for (const { style: [hue, saturation, thick], lines } of parts) lines.forEach((line, finger) => {
+    pen.strokeStyle = grey || `hsl(${hue + 9 * finger} ${saturation}% ${38 + 5 * finger}%)`
+    pen.lineWidth = thick / times ** .5
     pen.beginPath()
     line.forEach((i, place) => {
       if (points[i]) points[line[place - 1]] ? pen.lineTo(...points[i]) : pen.moveTo(...points[i])
@@ -2252,15 +2243,7 @@ function show(i) {
   makeStages()
 }
 
-function step(by) {
-  playing = false
-  const frames = +slider.max + 1
-  time = (Math.floor(time * fps + 1e-6) + by + frames) % frames / fps
-}
-
 play.onclick = () => playing = !playing
-back.onclick = () => step(-1)
-forward.onclick = () => step(1)
 overlay.onclick = () => {
   overlay.ariaPressed = !overlaid()
   makeStages()
@@ -2282,14 +2265,15 @@ def page(what, facts, items, fps, log=()):
     name = os.path.basename(os.path.normpath(facts["data"]))
     title = f"{MODELS[facts['model']][0]} ({name}), epoch {facts['best_epoch']}, {facts['date']}"
     rows = [f"<dt>{html.escape(name)}<dd>{html.escape(f'{x}')}" for name, x in facts.items()]
-    styles = [(205, 26), (0, 26), (265, 70), (150, 16)]  # of a part: hue and width of its lines
+    # of a part: hue, saturation and thickness of its lines
+    styles = [(205, 80, 26), (0, 80, 26), (250, 30, 70), (150, 80, 16)]
     parts = []
-    for (hue, width), (part, lines) in zip(styles, LINES.items(), strict=True):
+    for style, (part, lines) in zip(styles, LINES.items(), strict=True):
         first = POINTS.index((part, PARTS[part][0]))
         lines = [[first + i for i in line] for line in lines]
         if part == "POSE_LANDMARKS":
             lines = lines[1:]  # the head is drawn as an ellipse
-        parts.append({"hue": hue, "width": width, "lines": lines})
+        parts.append({"style": style, "lines": lines})
     head = [POINTS.index(("POSE_LANDMARKS", name)) for name in ("LEFT_EAR", "RIGHT_EAR", "NOSE")]
     data = {"fps": fps, "parts": parts, "head": head, "items": items}
     parts = {
