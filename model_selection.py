@@ -1620,14 +1620,13 @@ def mixed_precision(device):
 
 def new_optimizer(name, model):
     """AdamW, in which a pretrained encoder has a rate of its own."""
-    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
-    fresh = [value for value in model.parameters() if value not in set(pretrained)]
-    groups = [{"params": fresh, "lr": LR_TRANSFORMER if name == "transformer" else LR_GRU}]
-    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
     # with a longer memory single gradients upset the Transformer's training for epochs
-    return torch.optim.AdamW(
-        groups, betas=(0.9, 0.98 if name == "transformer" else 0.999), fused=True
-    )
+    rate, memory = (LR_TRANSFORMER, 0.98) if name == "transformer" else (LR_GRU, 0.999)
+    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
+    fresh = [weight for weight in model.parameters() if weight not in {*pretrained}]
+    groups = [{"params": fresh, "lr": rate}]
+    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
+    return torch.optim.AdamW(groups, betas=(0.9, memory), fused=True)
 
 
 def new_schedule(optimizer, steps, done):

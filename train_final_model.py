@@ -1626,14 +1626,13 @@ def mixed_precision(device):
 
 def new_optimizer(name, model):
     """AdamW, in which a pretrained encoder has a rate of its own."""
-    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
-    fresh = [value for value in model.parameters() if value not in set(pretrained)]
-    groups = [{"params": fresh, "lr": LR_TRANSFORMER if name == "transformer" else LR_GRU}]
-    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
     # with a longer memory single gradients upset the Transformer's training for epochs
-    return torch.optim.AdamW(
-        groups, betas=(0.9, 0.98 if name == "transformer" else 0.999), fused=True
-    )
+    rate, memory = (LR_TRANSFORMER, 0.98) if name == "transformer" else (LR_GRU, 0.999)
+    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
+    fresh = [weight for weight in model.parameters() if weight not in {*pretrained}]
+    groups = [{"params": fresh, "lr": rate}]
+    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
+    return torch.optim.AdamW(groups, betas=(0.9, memory), fused=True)
 
 
 def new_schedule(optimizer, steps, done):
@@ -1894,14 +1893,14 @@ def train(name, resume):
 
     try:
         train_epochs(run, keep)
+        if world > 1:
+            dist.destroy_process_group()
+        if rank == 0:
+            report(run, data)
+            lock.close()
     except KeyboardInterrupt:
         again = "the same command with --resume goes on" if run.log else ""
         raise KeyboardInterrupt(again) from None
-    if world > 1:
-        dist.destroy_process_group()
-    if rank == 0:
-        report(run, data)
-        lock.close()
 
 
 def report(run, data):
@@ -2133,23 +2132,23 @@ PAGE = """<!doctype html>
 <input id="slider" type="range" min="0" aria-label="Frame">
 <div class="row">
   <button id="play">Play</button>
-  <button id="overlay" aria-pressed="false">Overlay</button>
   <label>Speed
     <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
-  <label>View <select id="zoom"><option>all<option>left hand<option>right hand</select></label>
+  <label>View <select id="view">
+    <option>side by side<option>overlay<option>left hand<option>right hand</select></label>
   <a id="file" download>The .pose file</a>
 </div>
 <p id="about"></p>
 <p>Left hand blue, right hand orange, a shade for each finger; points that were not seen are not
-drawn. The overlay draws the real clip in grey. A click on a word goes to its sign; the order of the
+drawn. The overlay has the real clip in grey. A click on a word goes to its sign; the order of the
 signs is below the figures. The arrow keys step while the slider has the focus.</p>
 __CURVE__
 <dl>__FACTS__</dl>
 <script>
-// Points are in 1/1000 of a shoulder width, null where one was not seen. A part's lines are the
-// numbers of its points; the first two parts are the hands.
+// Points are in 1/1000 of a shoulder width from the middle of the shoulders, null where one was not
+// seen. A part's lines are the numbers of its points; the first two parts are the hands.
 const { fps, parts, head, items } = __DATA__
-const view = { width: 4000, height: 3500 }, middle = [0, 250]  // that of the shoulders is at 0
+const size = { width: 4000, height: 3500 }, middle = [0, 250]  // of what a stage shows
 let item, stages, time = 0, before = 0
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches
 const make = (tag, text, properties) =>
@@ -2160,11 +2159,10 @@ function drawClip(pen, clip, grey) {
   const at = Math.min(Math.floor(time / clip.seconds * clip.frames.length + 1e-6),
     clip.frames.length - 1)
   const points = clip.frames[at], [left, right, nose] = head.map(i => points[i])
-  const knuckle = points[parts[zoom.selectedIndex - 1]?.lines[2][1]]  // of the middle finger
-  if (knuckle) clip.centre = knuckle  // while the hand is not seen, the view stays
-  const [x, y] = zoom.selectedIndex && clip.centre || middle
-  const times = zoom.selectedIndex ? 4 : 1
-  const scale = Math.min(width / view.width, height / view.height) * times
+  const knuckle = parts[view.selectedIndex - 2]?.lines[2][1]  // of a hand's middle finger
+  const seen = knuckle && clip.frames.slice(0, at + 1).findLast(points => points[knuckle])
+  const [x, y] = seen?.[knuckle] || middle, times = knuckle ? 4 : 1
+  const scale = Math.min(width / size.width, height / size.height) * times
   pen.setTransform(scale, 0, 0, scale, width / 2 - scale * x, height / 2 - scale * y)
   pen.globalAlpha = time > clip.seconds ? 0.3 : 1
   const face = left && right ? left.map((x, i) => (x + right[i]) / 2) : nose
@@ -2205,12 +2203,11 @@ function draw(now) {
   requestAnimationFrame(draw)
 }
 
-const overlaid = () => overlay.ariaPressed == "true"
-
 function makeStages() {
-  stages = (overlaid() ? [item.clips] : item.clips.map(clip => [clip])).map(clips => {
+  const overlaid = view.value == "overlay"
+  stages = (overlaid ? [item.clips] : item.clips.map(clip => [clip])).map(clips => {
     const figure = make("figure"), canvas = make("canvas"), caption = make("figcaption")
-    canvas.style.aspectRatio = view.width / view.height
+    canvas.style.aspectRatio = size.width / size.height
     figure.append(canvas, caption)
     return { figure, canvas, caption, clips }
   })
@@ -2226,7 +2223,6 @@ function show(i) {
   about.textContent = item.about
   file.hidden = !item.file
   file.href = item.file
-  overlay.hidden = item.clips.length < 2
   words.replaceChildren(...item.words.map(({ text, note }, i) => {
     const sign = item.signs.find(sign => sign.word == i)
     const button = make("button", text, { disabled: !sign, onclick: () => time = sign.from })
@@ -2244,10 +2240,7 @@ function show(i) {
 }
 
 play.onclick = () => playing = !playing
-overlay.onclick = () => {
-  overlay.ariaPressed = !overlaid()
-  makeStages()
-}
+view.onchange = makeStages
 slider.oninput = () => {
   playing = false
   time = slider.value / fps
@@ -2403,8 +2396,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--model", choices=MODELS, required=True)
+    parser.add_argument("--model", choices=MODELS, required=True)
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on with the run of last_<model>.pt")
     add("--predict", nargs="+", metavar="GLOSSES", help="let best_<model>.pt sign; -: from stdin")
