@@ -272,6 +272,8 @@ def fork(work, kill_after=None, limit=None):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             try:
                 train_final_model.run_script(work)
+            except SystemExit as end:
+                os._exit(end.code)
             except BaseException:
                 traceback.print_exc()
                 err.flush()
