@@ -2374,9 +2374,9 @@ def predict(path, sentences):
 
 
 def file_name(text):
-    """-> its letters, marks and digits of any script, in at most 200 bytes; "_" for the rest."""
+    """-> its letters, marks and digits of any script, in at most 120 bytes; "_" for the rest."""
     kept = [x if unicodedata.category(x)[0] in "LMN" else " " for x in text]
-    return "_".join("".join(kept).split()).encode()[:200].decode(errors="ignore")
+    return "_".join("".join(kept).split()).encode()[:120].decode(errors="ignore")
 
 
 def new_folder():

@@ -163,14 +163,14 @@ class Browser:
         return [line for line in bad if "readback" not in line["message"]]
 
     def ink(self, stage, code="true"):
-        """The number, width and checksum of the pixels drawn for which code (x, y, r, g, b) holds."""
+        """Number, width and checksum of the drawn pixels for which code of x, y, r, g, b holds."""
         return self.run(f"""
 const canvas = document.querySelectorAll("canvas")[{stage}], {{ width, height }} = canvas
 const data = canvas.getContext("2d").getImageData(0, 0, width, height).data
 const seen = []
 for (let i = 0; i < data.length; i += 4) {{
   const x = i / 4 % width, y = Math.floor(i / 4 / width), [r, g, b] = data.slice(i, i + 3)
-  if (data[i + 3] && ({code})) seen.push([x, y])
+  if (data[i + 3] > 200 && ({code})) seen.push([x, y])
 }}
 const xs = seen.map(([x]) => x), sum = seen.reduce((sum, [x, y]) => sum + x * y % 9973, 0)
 return [seen.length, Math.max(...xs) - Math.min(...xs), sum]""")
@@ -253,7 +253,7 @@ def test_the_views_lay_one_clip_over_the_other_and_enlarge_the_hands(browser):
     ended = "generated: ended at 1.50 s, frame 38 of 38"
     assert browser.run(CAPTIONS) == ["real: 1.80 of 2.00 s, frame 46 of 50", ended]
     browser.run("time = 0.6")
-    orange, blue = "r > 2 * b", "b > 2 * r"
+    orange, blue = "r > 2 * b", "b > 2 * r && b > 1.3 * g"
     assert browser.ink(0, orange)[0] < 20 < 100 < browser.ink(1, orange)[0]
     width = {hand: browser.ink(1, hand)[1] for hand in (orange, blue)}
     for view, hand in ((2, blue), (3, orange)):
