@@ -51,7 +51,6 @@ import transformers
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 # SETTINGS: edit them and run again
@@ -151,12 +150,12 @@ def check_settings():
 
 
 def save(path, contents):
-    """Bytes, or a checkpoint (a dict) -> a file that is the old one or the new one, and whole."""
+    """Write bytes, or a checkpoint (a dict): the file is the old one or the new one, and whole."""
     if isinstance(contents, dict):
-        buffer = io.BytesIO()  # not into the file: torch makes a RuntimeError of a full disk
+        buffer = io.BytesIO()  # not the file: torch makes a RuntimeError of a full disk
         torch.save(contents, buffer)
         contents = buffer.getbuffer()
-    temporary = f"{path}.{os.getpid()}.tmp"  # a name that no other run has
+    temporary = f"{path}.tmp"  # one name, so that kills leave one file: each path has one writer
     try:
         with open(temporary, "wb") as file:
             file.write(contents)
@@ -436,8 +435,6 @@ MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was
 WHOLE_RATES = (23, 29, 47, 59, 119)  # what version 0.1 stores for 23.976, 29.97, ... a second
 GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
 HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
-# the cores that this process may use, which macOS cannot tell
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class BadClip(Exception):
@@ -448,10 +445,15 @@ class Damaged(BadClip):
     """Bytes that cannot be right, which the next run looks at again."""
 
 
+def cores():
+    """How many this process may use, which macOS cannot tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 class PoseRows:
     """Poses in a column of the tables. PoseFiles have the same attributes and methods."""
 
-    threads = CORES
+    threads = cores()
 
     def __init__(self, tables):
         self.tables = tables
@@ -508,7 +510,7 @@ class PoseFiles:
         self.place = place
         self.remote = "file" not in fs.protocol
         self.name = place if self.remote else os.path.realpath(place)
-        self.threads = HUB_THREADS if self.remote else CORES
+        self.threads = HUB_THREADS if self.remote else cores()
 
     @functools.cached_property
     def files(self):
@@ -865,7 +867,7 @@ def add_clips(store, source, rows):
         bar.update(len(group))
 
     bar = tqdm(total=len(rows), desc="preparing clips", disable=None)
-    pool = ThreadPoolExecutor(source.threads)
+    pool = ThreadPoolExecutor(source.threads, "preparing")
     try:
         for done in as_completed([pool.submit(work, group) for group in source.groups(rows)]):
             done.result()
@@ -959,8 +961,6 @@ class Clips:
         clips = copy.copy(self)
         clips.tokens = text["input_ids"]  # (N, S)
         clips.token_mask = text["attention_mask"].bool()  # (N, S)
-        of_words = clips.tokens[text["special_tokens_mask"] == 0]
-        clips.unknown = np.mean(of_words.numpy() == tokenizer.unk_token_id)  # share of <unk>
         return clips
 
     def batch(self, numbers, device):
@@ -1039,14 +1039,23 @@ def words_for(tokenizer, sentence, max_gloss_len):
     return [word.lower() for word in words] if words == glosses else words
 
 
+def known_pieces(tokenizer, words):
+    """-> {word: the numbers of its pieces} of the words that the tokenizer knows."""
+    pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
+    pairs = zip(words, map(tuple, pieces), strict=True)
+    return {word: ids for word, ids in pairs if ids and tokenizer.unk_token_id not in ids}
+
+
 def tokenize(tokenizer, sentences, max_gloss_len):
     """Sentences -> the tokenizer's output: tokens, masks, and where in the text they stand."""
+    texts = [" ".join(words_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences]
+    pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return tokenizer(
-        [" ".join(words_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences],
+        # text that the tokenizer drops altogether is unknown
+        [text if ids else tokenizer.unk_token for text, ids in zip(texts, pieces, strict=True)],
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
-        return_special_tokens_mask=True,
         return_tensors="pt",
     )
 
@@ -1391,21 +1400,18 @@ MODELS = {  # by their names in commands and files
 
 
 def load_pretrained():
-    """-> the encoder BERT_NAME and its tokenizer; SystemExit where one of them does not serve."""
+    """-> the encoder BERT_NAME and its tokenizer; SystemExit if one of them cannot be used."""
     try:
         pretrained, report = transformers.AutoModel.from_pretrained(
             str(BERT_NAME), dtype=torch.float32, output_loading_info=True
         )
-        if missing := [key for key in report["missing_keys"] if "pooler" not in key]:
-            raise ValueError(f"{len(missing)} weights are missing in its file, as {missing[0]}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(BERT_NAME))
+        if missing := [name for name in report["missing_keys"] if "pooler" not in name]:
+            raise ValueError(f"{len(missing)} weights are missing in its file, as {missing[0]}")
         pieces = pretrained.get_input_embeddings().num_embeddings
         if not len(tokenizer.all_special_ids) < len(tokenizer) <= pieces:
             raise ValueError("the tokenizer is missing or of another model")
-        tokenize(tokenizer, ["hello", "hello you"], MAX_GLOSS_LEN)  # some know no padding
-        longest = torch.zeros(1, PIECES_PER_GLOSS * MAX_GLOSS_LEN, dtype=torch.long)
-        _ = pretrained(input_ids=longest).last_hidden_state  # some have too few positions, or none
-    except Exception as error:  # of the library, which has many kinds
+    except (OSError, ValueError) as error:  # a wrong name, no network, or one of these
         raise SystemExit(
             f"error: BERT_NAME {str(BERT_NAME)!r} is no hub id that can be reached, and no folder "
             f"with an encoder and its tokenizer ({reason_of(error)})"
@@ -1712,7 +1718,7 @@ def beats_mean_pose(metrics):
 
 # ---- training
 class Run:
-    """A model in training, by one of `world` processes that torchrun started."""
+    """A model in training, in one of the `world` processes that torchrun started."""
 
     def __init__(self, name, clips, statistics, vocabulary, device, rank=0, world=1):
         """Before its first epoch: with the weights that SEED draws, or BERT's."""
@@ -1728,29 +1734,34 @@ class Run:
         self.average = copy.deepcopy(self.model).requires_grad_(False).to(device)
         self.optimizer = new_optimizer(name, self.model)
         self.clips = {split: part.with_tokens(tokenizer) for split, part in clips.items()}
-        self.check_words()
+        self.check_words(tokenizer)
 
-    def check_words(self):
-        """Say how much of the training text is unknown; SystemExit where it is all of it."""
-        shares = [clips.unknown for clips in self.clips.values()]  # training's, validation's
-        setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
-        if self.name == "bert":
-            setting = f"BERT_NAME = {str(BERT_NAME)!r}"
-            print(
-                f"  word pieces      {100 * shares[0]:.1f} % in training are unknown to BERT_NAME"
-            )
-        if shares[0] == 1:
-            raise SystemExit(f"error: no word of the training clips is known, by {setting}")
-        for split, share in zip(("training", "validation"), shares, strict=False):
-            if share > 0.5:
-                print(f"warning: {share:.0%} of the words in {split} are unknown, by {setting}")
+    @property
+    def epochs_done(self):
+        return len(self.log)
+
+    def check_words(self, tokenizer):
+        """Report how many words the tokenizer does not know, or does not tell from another one."""
+        for split, clips in self.clips.items():
+            sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
+            words = collections.Counter(itertools.chain(*sentences))
+            known = known_pieces(tokenizer, [*words])
+            share = 1 - sum(words[word] for word in known) / words.total()
+            pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
+            alike = len(pieces) - len({*pieces.values()})
+            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another word"
+            if share > 0.5 or alike:
+                print(f"warning: words: {said} (see MIN_GLOSS_COUNT, or BERT_NAME with bert)")
+            else:
+                print(f"  words            {said}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
 
-        All processes have as many: of what cannot be shared a few clips rest, each time others.
+        All processes have as many. Clips that cannot be shared equally are left out, each time
+        other ones.
         """
-        generator = torch.Generator().manual_seed(SEED + 1_000_003 * (len(self.log) + 1))
+        generator = torch.Generator().manual_seed(SEED + EPOCH_SEED * (self.epochs_done + 1))
         order = torch.randperm(len(self.clips["train"]), generator=generator)
         order = order[: len(order) // self.world * self.world]
         return order[self.rank :: self.world].split(BATCH_SIZE // self.world)
@@ -1759,7 +1770,10 @@ class Run:
 def pick_device():
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's
+    number = int(os.environ.get("LOCAL_RANK", 0))  # torchrun's
+    if number >= torch.cuda.device_count():
+        raise SystemExit(f"error: torchrun started more processes than {number} GPUs can serve")
+    torch.cuda.set_device(number)
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
 
@@ -1772,18 +1786,17 @@ def mixed_precision(device):
 
 def new_optimizer(name, model):
     """AdamW, in which a pretrained encoder has a rate of its own."""
-    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
-    fresh = [value for value in model.parameters() if value not in set(pretrained)]
-    groups = [{"params": fresh, "lr": LR_TRANSFORMER if name == "transformer" else LR_GRU}]
-    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
     # with a longer memory single gradients upset the Transformer's training for epochs
-    return torch.optim.AdamW(
-        groups, betas=(0.9, 0.98 if name == "transformer" else 0.999), fused=True
-    )
+    rate, memory = (LR_TRANSFORMER, 0.98) if name == "transformer" else (LR_GRU, 0.999)
+    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
+    fresh = [weight for weight in model.parameters() if weight not in {*pretrained}]
+    groups = [{"params": fresh, "lr": rate}]
+    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
+    return torch.optim.AdamW(groups, betas=(0.9, memory), fused=True)
 
 
 def new_schedule(optimizer, steps, done):
-    """The rates rise for a share WARMUP of the steps, then fall to 0; `done` steps are over."""
+    """The rates rise for a share WARMUP of the steps, then fall to 0. `done` steps are over."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     warmup = round(WARMUP * steps)
@@ -1791,17 +1804,18 @@ def new_schedule(optimizer, steps, done):
 
 
 def train_one_epoch(run, model, schedule, label):
-    """One pass over the training clips -> their MSE on the way.
+    """One pass over the training clips -> their MSE in this epoch.
 
     What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
     if it had not been stopped.
     """
     model.train()
-    order, done = run.order(), len(run.log)
-    torch.manual_seed(SEED + 1_000_003 * (done + 1) + run.rank)
+    batches = run.order()
+    torch.manual_seed(SEED + EPOCH_SEED * (run.epochs_done + 1) + run.rank)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
-    bar = tqdm(order, label, leave=False, file=sys.stdout, disable=None)
-    for step, numbers in enumerate(bar, done * len(order)):
+    weights = [*zip(run.average.parameters(), run.model.parameters(), strict=True)]
+    bar = tqdm(batches, label, leave=False, file=sys.stdout, disable=None)
+    for step, numbers in enumerate(bar, run.epochs_done * len(batches)):
         batch = run.clips["train"].batch(numbers, run.device)
         with mixed_precision(run.device):
             loss, mse = training_loss(model, batch)
@@ -1810,24 +1824,26 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        # as torch's AveragedModel, which makes the host wait for the GPU in every step
         memory = min(AVERAGE, (1 + step) / (6 + step))  # it grows with the steps
-        get_ema_multi_avg_fn(memory)([*run.average.parameters()], [*run.model.parameters()], step)
+        with torch.no_grad():
+            for mean, weight in weights:
+                mean.lerp_(weight, 1 - memory)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
     squares, count = mean_over_processes(sums).tolist()
     return squares / max(count, 1)
 
 
+EPOCH_SEED = 1_000_003  # between the seeds of two epochs
 HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
 
 
 def run_epoch(run, model, schedule):
-    """One epoch and its validation, reported by a line, which goes into the log.
+    """Train and validate for one epoch, print a line about it, and add it to the log.
 
-    model: the run's, or it within DistributedDataParallel. SystemExit where its loss is no number.
+    model: the run's, or DistributedDataParallel around it. SystemExit if its loss is not finite.
     """
-    began, epoch = time.time(), len(run.log) + 1
+    began, epoch = time.time(), run.epochs_done + 1
     label = f"{run.model.title} epoch {epoch}/{EPOCHS}"
     line = {"epoch": epoch, "train_mse": train_one_epoch(run, model, schedule, label)}
     line["learning_rate"] = schedule.get_last_lr()[0]
@@ -1849,23 +1865,22 @@ def best_of(log):
 
 
 def train_epochs(run, keep):
-    """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
+    """Train until EPOCHS are done or PATIENCE is over, and call keep(run) after each epoch."""
     steps = len(run.order())
-    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
+    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=run.epochs_done * steps)
     model = run.model
     if dist.is_initialized():
-        model = DistributedDataParallel(model)
+        model = DistributedDataParallel(model, broadcast_buffers=False)  # they are constant
     print(HEADER)
-    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
+    while run.epochs_done < EPOCHS and run.epochs_done - best_of(run.log)["epoch"] < PATIENCE:
         run_epoch(run, model, schedule)
         keep(run)
+    over = run.epochs_done >= EPOCHS
+    print("stopped:", "EPOCHS are over" if over else f"no lower val_mse for {PATIENCE} epochs")
 
 
 def run_script(main):
-    """main(), with one line in place of a traceback for what a user meets in ordinary use.
-
-    The process ends at once: of its threads one may sleep in the hub's library, and not wake up.
-    """
+    """main(), with one line instead of a traceback for what a user meets in ordinary use."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a Ctrl-C
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -1874,20 +1889,28 @@ def run_script(main):
     try:
         main()
         status = 0
-    except KeyboardInterrupt:
-        status, line = 130, "\nstopped; what was prepared and saved stays"
-    except torch.OutOfMemoryError:
+    except KeyboardInterrupt as stop:
+        again = "the same command starts again, with the clips that were prepared"
+        status, line = 130, f"\nstopped: {str(stop) or again}"
+    except RuntimeError as error:
+        if not re.search("out of memory|ALLOC(ATION)?_FAILED", str(error)):  # torch's, cuBLAS's
+            raise
         peak = torch.cuda.max_memory_allocated() // 2**20
         line = f"error: GPU full at {peak} MB; lower BATCH_SIZE = {BATCH_SIZE}"
     except (OSError, UnicodeError) as error:  # the disk is full, a terminal lacks a letter, ...
         line = f"error: {reason_of(error)}"
     except SystemExit as end:
         status, line = (1, end.code) if isinstance(end.code, str) else (end.code or 0, None)
-    with contextlib.suppress(OSError):  # where nobody reads it any more
+    try:
         sys.stdout.flush()
         if line:
             print(line, file=sys.stderr, flush=True)
-    os._exit(status)
+    except OSError:  # nobody reads it any more: Python is not to flush it again
+        sys.stdout = None
+    # one of the preparation's threads may sleep in the hub's library, and not wake up
+    if any(thread.name.startswith("preparing") for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 # ==== SHARED BLOCK: end
@@ -1934,11 +1957,13 @@ def main(argv=None):
     if not CANDIDATES or not {*CANDIDATES} <= {*MODELS}:
         raise SystemExit(f"error: CANDIDATES = {CANDIDATES!r} is no list of {', '.join(MODELS)}")
     lock = claim_folder("selection")
+    device = pick_device()
+    if "bert" in CANDIDATES:
+        load_pretrained()  # an error of it is told before the poses are prepared
     clips, data = load_clips()
     statistics, vocabulary = training_statistics(clips["train"])
     if data != "sample data":
         report_full_training()
-    device = pick_device()
     print(f"device             {device}", flush=True)
     results = {}
     for name in CANDIDATES:

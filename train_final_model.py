@@ -57,7 +57,6 @@ from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderD
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 # SETTINGS: edit them and run again
@@ -157,12 +156,12 @@ def check_settings():
 
 
 def save(path, contents):
-    """Bytes, or a checkpoint (a dict) -> a file that is the old one or the new one, and whole."""
+    """Write bytes, or a checkpoint (a dict): the file is the old one or the new one, and whole."""
     if isinstance(contents, dict):
-        buffer = io.BytesIO()  # not into the file: torch makes a RuntimeError of a full disk
+        buffer = io.BytesIO()  # not the file: torch makes a RuntimeError of a full disk
         torch.save(contents, buffer)
         contents = buffer.getbuffer()
-    temporary = f"{path}.{os.getpid()}.tmp"  # a name that no other run has
+    temporary = f"{path}.tmp"  # one name, so that kills leave one file: each path has one writer
     try:
         with open(temporary, "wb") as file:
             file.write(contents)
@@ -442,8 +441,6 @@ MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was
 WHOLE_RATES = (23, 29, 47, 59, 119)  # what version 0.1 stores for 23.976, 29.97, ... a second
 GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
 HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
-# the cores that this process may use, which macOS cannot tell
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class BadClip(Exception):
@@ -454,10 +451,15 @@ class Damaged(BadClip):
     """Bytes that cannot be right, which the next run looks at again."""
 
 
+def cores():
+    """How many this process may use, which macOS cannot tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 class PoseRows:
     """Poses in a column of the tables. PoseFiles have the same attributes and methods."""
 
-    threads = CORES
+    threads = cores()
 
     def __init__(self, tables):
         self.tables = tables
@@ -514,7 +516,7 @@ class PoseFiles:
         self.place = place
         self.remote = "file" not in fs.protocol
         self.name = place if self.remote else os.path.realpath(place)
-        self.threads = HUB_THREADS if self.remote else CORES
+        self.threads = HUB_THREADS if self.remote else cores()
 
     @functools.cached_property
     def files(self):
@@ -871,7 +873,7 @@ def add_clips(store, source, rows):
         bar.update(len(group))
 
     bar = tqdm(total=len(rows), desc="preparing clips", disable=None)
-    pool = ThreadPoolExecutor(source.threads)
+    pool = ThreadPoolExecutor(source.threads, "preparing")
     try:
         for done in as_completed([pool.submit(work, group) for group in source.groups(rows)]):
             done.result()
@@ -965,8 +967,6 @@ class Clips:
         clips = copy.copy(self)
         clips.tokens = text["input_ids"]  # (N, S)
         clips.token_mask = text["attention_mask"].bool()  # (N, S)
-        of_words = clips.tokens[text["special_tokens_mask"] == 0]
-        clips.unknown = np.mean(of_words.numpy() == tokenizer.unk_token_id)  # share of <unk>
         return clips
 
     def batch(self, numbers, device):
@@ -1045,14 +1045,23 @@ def words_for(tokenizer, sentence, max_gloss_len):
     return [word.lower() for word in words] if words == glosses else words
 
 
+def known_pieces(tokenizer, words):
+    """-> {word: the numbers of its pieces} of the words that the tokenizer knows."""
+    pieces = tokenizer(words, add_special_tokens=False)["input_ids"]
+    pairs = zip(words, map(tuple, pieces), strict=True)
+    return {word: ids for word, ids in pairs if ids and tokenizer.unk_token_id not in ids}
+
+
 def tokenize(tokenizer, sentences, max_gloss_len):
     """Sentences -> the tokenizer's output: tokens, masks, and where in the text they stand."""
+    texts = [" ".join(words_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences]
+    pieces = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return tokenizer(
-        [" ".join(words_for(tokenizer, sentence, max_gloss_len)) for sentence in sentences],
+        # text that the tokenizer drops altogether is unknown
+        [text if ids else tokenizer.unk_token for text, ids in zip(texts, pieces, strict=True)],
         padding=True,
         truncation=True,
         max_length=PIECES_PER_GLOSS * max_gloss_len,
-        return_special_tokens_mask=True,
         return_tensors="pt",
     )
 
@@ -1397,21 +1406,18 @@ MODELS = {  # by their names in commands and files
 
 
 def load_pretrained():
-    """-> the encoder BERT_NAME and its tokenizer; SystemExit where one of them does not serve."""
+    """-> the encoder BERT_NAME and its tokenizer; SystemExit if one of them cannot be used."""
     try:
         pretrained, report = transformers.AutoModel.from_pretrained(
             str(BERT_NAME), dtype=torch.float32, output_loading_info=True
         )
-        if missing := [key for key in report["missing_keys"] if "pooler" not in key]:
-            raise ValueError(f"{len(missing)} weights are missing in its file, as {missing[0]}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(BERT_NAME))
+        if missing := [name for name in report["missing_keys"] if "pooler" not in name]:
+            raise ValueError(f"{len(missing)} weights are missing in its file, as {missing[0]}")
         pieces = pretrained.get_input_embeddings().num_embeddings
         if not len(tokenizer.all_special_ids) < len(tokenizer) <= pieces:
             raise ValueError("the tokenizer is missing or of another model")
-        tokenize(tokenizer, ["hello", "hello you"], MAX_GLOSS_LEN)  # some know no padding
-        longest = torch.zeros(1, PIECES_PER_GLOSS * MAX_GLOSS_LEN, dtype=torch.long)
-        _ = pretrained(input_ids=longest).last_hidden_state  # some have too few positions, or none
-    except Exception as error:  # of the library, which has many kinds
+    except (OSError, ValueError) as error:  # a wrong name, no network, or one of these
         raise SystemExit(
             f"error: BERT_NAME {str(BERT_NAME)!r} is no hub id that can be reached, and no folder "
             f"with an encoder and its tokenizer ({reason_of(error)})"
@@ -1718,7 +1724,7 @@ def beats_mean_pose(metrics):
 
 # ---- training
 class Run:
-    """A model in training, by one of `world` processes that torchrun started."""
+    """A model in training, in one of the `world` processes that torchrun started."""
 
     def __init__(self, name, clips, statistics, vocabulary, device, rank=0, world=1):
         """Before its first epoch: with the weights that SEED draws, or BERT's."""
@@ -1734,29 +1740,34 @@ class Run:
         self.average = copy.deepcopy(self.model).requires_grad_(False).to(device)
         self.optimizer = new_optimizer(name, self.model)
         self.clips = {split: part.with_tokens(tokenizer) for split, part in clips.items()}
-        self.check_words()
+        self.check_words(tokenizer)
 
-    def check_words(self):
-        """Say how much of the training text is unknown; SystemExit where it is all of it."""
-        shares = [clips.unknown for clips in self.clips.values()]  # training's, validation's
-        setting = f"MIN_GLOSS_COUNT = {MIN_GLOSS_COUNT}"
-        if self.name == "bert":
-            setting = f"BERT_NAME = {str(BERT_NAME)!r}"
-            print(
-                f"  word pieces      {100 * shares[0]:.1f} % in training are unknown to BERT_NAME"
-            )
-        if shares[0] == 1:
-            raise SystemExit(f"error: no word of the training clips is known, by {setting}")
-        for split, share in zip(("training", "validation"), shares, strict=False):
-            if share > 0.5:
-                print(f"warning: {share:.0%} of the words in {split} are unknown, by {setting}")
+    @property
+    def epochs_done(self):
+        return len(self.log)
+
+    def check_words(self, tokenizer):
+        """Report how many words the tokenizer does not know, or does not tell from another one."""
+        for split, clips in self.clips.items():
+            sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
+            words = collections.Counter(itertools.chain(*sentences))
+            known = known_pieces(tokenizer, [*words])
+            share = 1 - sum(words[word] for word in known) / words.total()
+            pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
+            alike = len(pieces) - len({*pieces.values()})
+            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another word"
+            if share > 0.5 or alike:
+                print(f"warning: words: {said} (see MIN_GLOSS_COUNT, or BERT_NAME with bert)")
+            else:
+                print(f"  words            {said}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
 
-        All processes have as many: of what cannot be shared a few clips rest, each time others.
+        All processes have as many. Clips that cannot be shared equally are left out, each time
+        other ones.
         """
-        generator = torch.Generator().manual_seed(SEED + 1_000_003 * (len(self.log) + 1))
+        generator = torch.Generator().manual_seed(SEED + EPOCH_SEED * (self.epochs_done + 1))
         order = torch.randperm(len(self.clips["train"]), generator=generator)
         order = order[: len(order) // self.world * self.world]
         return order[self.rank :: self.world].split(BATCH_SIZE // self.world)
@@ -1765,7 +1776,10 @@ class Run:
 def pick_device():
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))  # torchrun's
+    number = int(os.environ.get("LOCAL_RANK", 0))  # torchrun's
+    if number >= torch.cuda.device_count():
+        raise SystemExit(f"error: torchrun started more processes than {number} GPUs can serve")
+    torch.cuda.set_device(number)
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
 
@@ -1778,18 +1792,17 @@ def mixed_precision(device):
 
 def new_optimizer(name, model):
     """AdamW, in which a pretrained encoder has a rate of its own."""
-    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
-    fresh = [value for value in model.parameters() if value not in set(pretrained)]
-    groups = [{"params": fresh, "lr": LR_TRANSFORMER if name == "transformer" else LR_GRU}]
-    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
     # with a longer memory single gradients upset the Transformer's training for epochs
-    return torch.optim.AdamW(
-        groups, betas=(0.9, 0.98 if name == "transformer" else 0.999), fused=True
-    )
+    rate, memory = (LR_TRANSFORMER, 0.98) if name == "transformer" else (LR_GRU, 0.999)
+    pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
+    fresh = [weight for weight in model.parameters() if weight not in {*pretrained}]
+    groups = [{"params": fresh, "lr": rate}]
+    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
+    return torch.optim.AdamW(groups, betas=(0.9, memory), fused=True)
 
 
 def new_schedule(optimizer, steps, done):
-    """The rates rise for a share WARMUP of the steps, then fall to 0; `done` steps are over."""
+    """The rates rise for a share WARMUP of the steps, then fall to 0. `done` steps are over."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     warmup = round(WARMUP * steps)
@@ -1797,17 +1810,18 @@ def new_schedule(optimizer, steps, done):
 
 
 def train_one_epoch(run, model, schedule, label):
-    """One pass over the training clips -> their MSE on the way.
+    """One pass over the training clips -> their MSE in this epoch.
 
     What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
     if it had not been stopped.
     """
     model.train()
-    order, done = run.order(), len(run.log)
-    torch.manual_seed(SEED + 1_000_003 * (done + 1) + run.rank)
+    batches = run.order()
+    torch.manual_seed(SEED + EPOCH_SEED * (run.epochs_done + 1) + run.rank)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
-    bar = tqdm(order, label, leave=False, file=sys.stdout, disable=None)
-    for step, numbers in enumerate(bar, done * len(order)):
+    weights = [*zip(run.average.parameters(), run.model.parameters(), strict=True)]
+    bar = tqdm(batches, label, leave=False, file=sys.stdout, disable=None)
+    for step, numbers in enumerate(bar, run.epochs_done * len(batches)):
         batch = run.clips["train"].batch(numbers, run.device)
         with mixed_precision(run.device):
             loss, mse = training_loss(model, batch)
@@ -1816,24 +1830,26 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        # as torch's AveragedModel, which makes the host wait for the GPU in every step
         memory = min(AVERAGE, (1 + step) / (6 + step))  # it grows with the steps
-        get_ema_multi_avg_fn(memory)([*run.average.parameters()], [*run.model.parameters()], step)
+        with torch.no_grad():
+            for mean, weight in weights:
+                mean.lerp_(weight, 1 - memory)
         count = mean_over_processes(batch["pose"].isfinite().sum().float())
         sums += torch.stack([mse * count, count]).double()
     squares, count = mean_over_processes(sums).tolist()
     return squares / max(count, 1)
 
 
+EPOCH_SEED = 1_000_003  # between the seeds of two epochs
 HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
 
 
 def run_epoch(run, model, schedule):
-    """One epoch and its validation, reported by a line, which goes into the log.
+    """Train and validate for one epoch, print a line about it, and add it to the log.
 
-    model: the run's, or it within DistributedDataParallel. SystemExit where its loss is no number.
+    model: the run's, or DistributedDataParallel around it. SystemExit if its loss is not finite.
     """
-    began, epoch = time.time(), len(run.log) + 1
+    began, epoch = time.time(), run.epochs_done + 1
     label = f"{run.model.title} epoch {epoch}/{EPOCHS}"
     line = {"epoch": epoch, "train_mse": train_one_epoch(run, model, schedule, label)}
     line["learning_rate"] = schedule.get_last_lr()[0]
@@ -1855,23 +1871,22 @@ def best_of(log):
 
 
 def train_epochs(run, keep):
-    """Epoch by epoch until EPOCHS or PATIENCE are over; keep(run) after each of them."""
+    """Train until EPOCHS are done or PATIENCE is over, and call keep(run) after each epoch."""
     steps = len(run.order())
-    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=len(run.log) * steps)
+    schedule = new_schedule(run.optimizer, EPOCHS * steps, done=run.epochs_done * steps)
     model = run.model
     if dist.is_initialized():
-        model = DistributedDataParallel(model)
+        model = DistributedDataParallel(model, broadcast_buffers=False)  # they are constant
     print(HEADER)
-    while len(run.log) < EPOCHS and len(run.log) - best_of(run.log)["epoch"] < PATIENCE:
+    while run.epochs_done < EPOCHS and run.epochs_done - best_of(run.log)["epoch"] < PATIENCE:
         run_epoch(run, model, schedule)
         keep(run)
+    over = run.epochs_done >= EPOCHS
+    print("stopped:", "EPOCHS are over" if over else f"no lower val_mse for {PATIENCE} epochs")
 
 
 def run_script(main):
-    """main(), with one line in place of a traceback for what a user meets in ordinary use.
-
-    The process ends at once: of its threads one may sleep in the hub's library, and not wake up.
-    """
+    """main(), with one line instead of a traceback for what a user meets in ordinary use."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a Ctrl-C
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
@@ -1880,53 +1895,46 @@ def run_script(main):
     try:
         main()
         status = 0
-    except KeyboardInterrupt:
-        status, line = 130, "\nstopped; what was prepared and saved stays"
-    except torch.OutOfMemoryError:
+    except KeyboardInterrupt as stop:
+        again = "the same command starts again, with the clips that were prepared"
+        status, line = 130, f"\nstopped: {str(stop) or again}"
+    except RuntimeError as error:
+        if not re.search("out of memory|ALLOC(ATION)?_FAILED", str(error)):  # torch's, cuBLAS's
+            raise
         peak = torch.cuda.max_memory_allocated() // 2**20
         line = f"error: GPU full at {peak} MB; lower BATCH_SIZE = {BATCH_SIZE}"
     except (OSError, UnicodeError) as error:  # the disk is full, a terminal lacks a letter, ...
         line = f"error: {reason_of(error)}"
     except SystemExit as end:
         status, line = (1, end.code) if isinstance(end.code, str) else (end.code or 0, None)
-    with contextlib.suppress(OSError):  # where nobody reads it any more
+    try:
         sys.stdout.flush()
         if line:
             print(line, file=sys.stderr, flush=True)
-    os._exit(status)
+    except OSError:  # nobody reads it any more: Python is not to flush it again
+        sys.stdout = None
+    # one of the preparation's threads may sleep in the hub's library, and not wake up
+    if any(thread.name.startswith("preparing") for thread in threading.enumerate()):
+        os._exit(status)
+    sys.exit(status)
 
 
 # ==== SHARED BLOCK: end
 
 
 # ---- checkpoints
-# A resumed run may have other values of these, and says so; the others shape the data or the model
-CHANGEABLE = """EPOCHS PATIENCE BATCH_SIZE SEED LR_GRU LR_TRANSFORMER LR_BERT WARMUP GRAD_CLIP
-    DURATION_WEIGHT MOTION_WEIGHT CONFIDENCE_WEIGHT AVERAGE MIXED_PRECISION"""
-FIXED = """FPS MAX_FRAMES POSE_DIM MAX_GLOSS_LEN MIN_GLOSS_COUNT EMBED_DIM HIDDEN_DIM DROPOUT
-    WORD_DROPOUT"""
-
-
-def settings():
-    values = {name: globals()[name] for name in f"{FIXED} {CHANGEABLE}".split()}
-    return {**values, "processes": dist.get_world_size() if dist.is_initialized() else 1}
+def settings(world):
+    """The numbers among the constants, by which a resumed run goes on as it began."""
+    numbers = {name: value for name, value in globals().items() if name.isupper()}
+    numbers = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
+    return {**numbers, "processes": world}
 
 
 def save_epoch(run, data, digest):
-    """best_<model>.pt where this epoch is the best one, the log, and then last_<model>.pt.
-
-    A run that is killed between two of them goes on from the old last_<model>.pt, and writes the
-    others again.
-    """
-    line = run.log[-1]
-    if best_of(run.log) is line:
-        best = {**run.built, "data": data, "date": f"{datetime.date.today()}", "metrics": line}
-        save(f"best_{run.name}.pt", {**best, "weights": run.average.state_dict()})
-    rows = [line.keys(), *(epoch.values() for epoch in run.log)]
-    save(f"{run.name}.log", "".join(",".join(map(str, row)) + "\n" for row in rows).encode())
+    """Write last_<model>.pt, and then what can be made of it again: see save_results."""
     last = {
         "built": run.built,
-        "settings": settings(),
+        "settings": settings(run.world),
         "digest": digest,
         "log": run.log,
         "weights": run.model.state_dict(),
@@ -1934,141 +1942,156 @@ def save_epoch(run, data, digest):
         "optimizer": run.optimizer.state_dict()["state"],
     }
     save(f"last_{run.name}.pt", last)
+    save_results(run, data)
 
 
-@contextlib.contextmanager
-def checkpoint_errors(path):
-    """SystemExit for whatever a damaged or a foreign checkpoint brings about within."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"{type(error).__name__}: {reason_of(error)[:80]}"
-        raise SystemExit(
-            f"error: {path} is damaged or no checkpoint of this script ({reason})"
-        ) from None
+def save_results(run, data):
+    """Write the log and, if the last epoch is the best one, best_<model>.pt."""
+    line = run.log[-1]
+    rows = [line.keys(), *(epoch.values() for epoch in run.log)]
+    save(f"{run.name}.log", "".join(",".join(map(str, row)) + "\n" for row in rows).encode())
+    if best_of(run.log) is line:
+        best = {**run.built, "data": data, "date": f"{datetime.date.today()}", "metrics": line}
+        save(f"best_{run.name}.pt", {**best, "weights": run.average.state_dict()})
 
 
 def read_checkpoint(path):
     if not os.path.exists(path):
-        raise SystemExit(f"error: {path} does not exist: train first, with --model alone")
-    with checkpoint_errors(path):
+        raise SystemExit(
+            f"error: {path} is not in this folder: put it back, or train anew with --model alone, "
+            "which replaces the best_ and the last_ file"
+        )
+    try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of torch, which has many kinds
+        reason = f"{type(error).__name__}: {reason_of(error)[:80]}"
+        raise SystemExit(f"error: {path} is damaged or no checkpoint ({reason})") from None
 
 
 def load_model(path):
     """A best_<model>.pt, without data and hub -> model, its tokenizer, most glosses, and facts."""
     contents = read_checkpoint(path)
-    with checkpoint_errors(path):
-        args, metrics = contents["model_args"], contents["metrics"]
-        model = PoseModel(**args)
-        model.load_state_dict(contents["weights"])
-        facts = {"data": contents["data"], "model": args["name"], "best_epoch": metrics["epoch"]}
-        hidden = ("epoch", "learning_rate", "seconds")
-        facts |= {name: f"{x:.5f}" for name, x in metrics.items() if name not in hidden}
-        facts["date"] = contents["date"]
-        tokenizer = load_tokenizer(**contents["tokenizer"])
-        return model.eval(), tokenizer, contents["max_gloss_len"], facts
+    args, metrics = contents["model_args"], contents["metrics"]
+    model = PoseModel(**args)
+    model.load_state_dict(contents["weights"])
+    facts = {"data": contents["data"], "model": args["name"], "best_epoch": metrics["epoch"]}
+    hidden = ("epoch", "learning_rate", "seconds")
+    facts |= {name: f"{x:.5f}" for name, x in metrics.items() if name not in hidden}
+    facts["date"] = contents["date"]
+    tokenizer = load_tokenizer(**contents["tokenizer"])
+    return model.eval(), tokenizer, contents["max_gloss_len"], facts
 
 
 def data_digest(clips):
-    """Changes with any gloss, duration or pose of either split, and with their order."""
+    """Changes with any gloss, duration or pose of any split, and with their order."""
     parts = [(split, x.glosses, x.seconds.tolist(), x.crcs) for split, x in clips.items()]
     return short_hash(parts)
 
 
-def check_last(last, path):
-    """SystemExit where a run cannot go on with today's settings; says which ones have changed."""
-    with checkpoint_errors(path):
-        was, now = last["settings"], settings()
-        changed = [name for name in now if was.get(name, now[name]) != now[name]]
-        said = "; ".join(f"{name} was {was[name]!r}, is {now[name]!r}" for name in changed)
-    if {*changed} & {*FIXED.split()}:
-        raise SystemExit(f"error: {path} does not fit: {said}")
-    if said:
-        print(f"resumed with other settings, so not bit by bit: {said}")
+def differences(was, now):
+    """Two nested dicts -> what differs of the names that both have, in words."""
+    said = []
+    for name in was.keys() & now.keys() - {"transformers_version", "_name_or_path"}:
+        if type(was[name]) is type(now[name]) is dict:
+            said += differences(was[name], now[name])
+        elif was[name] != now[name]:
+            values = f"was {was[name]!r}, is {now[name]!r}"
+            said.append(f"{name} {values if len(values) < 80 else 'is another'}")
+    return sorted(said)
 
 
-def restore(run, last, digest, path):
-    """The state of a run that was stopped -> into this one."""
-    with checkpoint_errors(path):
-        if last["digest"] != digest:
-            raise SystemExit(f"error: {path} does not fit: the data is another")
-        if last["built"]["tokenizer"] != run.built["tokenizer"]:
-            raise SystemExit(f"error: {path} does not fit: the words are numbered otherwise")
-        run.model.load_state_dict(last["weights"])
-        run.average.load_state_dict(last["average"])
-        run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": last["optimizer"]})
-        run.log = last["log"]
-        best = read_checkpoint(f"best_{run.name}.pt")["metrics"]
-        # a kill between saving the best and the last one leaves a best one of the next epoch
-        if best["epoch"] <= len(run.log) and best != best_of(run.log):
-            raise SystemExit(f"error: {path} does not fit: best_{run.name}.pt is of another run")
+def restore(run, last, data, digest):
+    """Go on from a last_<model>.pt; SystemExit if it is of another model, other data or words."""
+    path, best_path = f"last_{run.name}.pt", f"best_{run.name}.pt"
+    if said := differences(last["built"], run.built):
+        raise SystemExit(f"error: {path} does not fit: {'; '.join(said)}")
+    if last["digest"] != digest:
+        raise SystemExit(f"error: {path} does not fit: the data is another")
+    run.model.load_state_dict(last["weights"])
+    run.average.load_state_dict(last["average"])
+    run.optimizer.load_state_dict({**run.optimizer.state_dict(), "state": last["optimizer"]})
+    run.log = last["log"]
+    best = best_of(run.log)
+    if best is run.log[-1]:  # the run may have been killed before it wrote this one
+        if run.rank == 0:
+            save_results(run, data)
+    elif read_checkpoint(best_path)["metrics"] != best:
+        raise SystemExit(f"error: {path} does not fit: {best_path} is of another run")
 
 
 # ---- the training
-def start_process():
-    """-> this process's rank, the number of processes, its rank on this machine (torchrun's)."""
+def torchrun_process():
+    """-> this process's rank and the number of processes. The first one alone prints."""
     if not dist.is_torchelastic_launched():
-        return 0, 1, 0
-    rank, world, local = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return 0, 1
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if BATCH_SIZE % world:
         raise SystemExit(f"error: BATCH_SIZE = {BATCH_SIZE} cannot be shared by {world} processes")
-    dist.init_process_group(timeout=datetime.timedelta(days=7))  # the first process prepares
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it stays open)
-    return rank, world, local
+    return rank, world
 
 
 def train(name, resume):
     """The full training of one model, its files and its report; as one of several with torchrun."""
-    rank, world, local = start_process()
-    path = f"last_{name}.pt"
-    last = read_checkpoint(path) if resume else None
-    if resume:
-        check_last(last, path)
+    rank, world = torchrun_process()
+    last = read_checkpoint(f"last_{name}.pt") if resume else None
+    if resume and (said := differences(last["settings"], settings(world))):
+        print(f"resumed with other settings, so not bit by bit: {'; '.join(said)}")
     lock = claim_folder(name) if rank == 0 else None
-    if local:  # the first process of a machine prepares
-        dist.barrier()
-    clips, data = load_clips()
-    if world > 1 and not local:
-        dist.barrier()
-    statistics, vocabulary = training_statistics(clips["train"])
     device = pick_device()
+    if name == "bert":
+        load_pretrained()  # an error of it is told before the poses are prepared
+    clips, data = load_clips()
+    if world > 1:
+        dist.init_process_group()  # not before: while one prepares, the others wait for the store
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     print(f"device             {hardware}", flush=True)
-    run = Run(name, clips, statistics, vocabulary, device, rank, world)
+    run = Run(name, clips, *training_statistics(clips["train"]), device, rank, world)
     digest = data_digest(clips)
     if resume:
-        restore(run, last, digest, path)
+        restore(run, last, data, digest)
     del last  # it is as large as the run
 
     def keep(run):
         if rank == 0:
             save_epoch(run, data, digest)
 
-    train_epochs(run, keep)
-    if world > 1:
-        dist.destroy_process_group()
-    if rank == 0:
-        report(run, data)
-        lock.close()
+    try:
+        train_epochs(run, keep)
+        if world > 1:
+            dist.destroy_process_group()
+        if rank == 0:
+            report(run, data)
+            lock.close()
+    except KeyboardInterrupt:
+        again = "the same command with --resume goes on" if run.log else ""
+        raise KeyboardInterrupt(again) from None
 
 
 def report(run, data):
-    """The closing metrics of best_<model>.pt, and the preview."""
+    """Print the closing metrics of best_<model>.pt, and write the preview."""
     path = f"best_{run.name}.pt"
     model, tokenizer, max_gloss_len, facts = load_model(path)  # what is reported is what it holds
+    model.to(run.device)
+
+    def metrics_of(clips):
+        made = generate(model, tokenizer, clips.glosses, max_gloss_len)
+        aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(made)]
+        return evaluate(model, clips, run.device) | {"val_dtw_mje": np.mean(aligned)}, aligned
+
     clips = run.clips["validation"]
-    metrics = evaluate(model.to(run.device), clips, run.device)
-    made = generate(model, tokenizer, clips.glosses, max_gloss_len)
-    aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(made)]
+    metrics, aligned = metrics_of(clips)
+    if "test" in run.clips:
+        of_test, _ = metrics_of(run.clips["test"])
+        for name in ("val_mse", "val_mae", "motion", "val_dtw_mje"):
+            metrics[f"test_{name.removeprefix('val_')}"] = of_test[name]
     closing = {
         "data": data,
         "model": run.name,
         "parameters": sum(value.numel() for value in model.parameters()),
         "best_epoch": facts["best_epoch"],
-        **{key: f"{value:.5f}" for key, value in metrics.items()},
-        "val_dtw_mje": f"{np.mean(aligned):.5f}",
+        **{name: f"{value:.5f}" for name, value in metrics.items()},
         "training_seconds": round(sum(line["seconds"] for line in run.log)),
         "checkpoint": path,
     }
@@ -2079,7 +2102,7 @@ def report(run, data):
         items = preview_items(model, tokenizer, max_gloss_len, clips, aligned)
         text = page("validation clips", {**facts, **closing}, items, model.fps, run.log)
         save(closing["preview"], text)
-    print("", *(f"{key}: {value}" for key, value in closing.items()), sep="\n")
+    print("", *(f"{name}: {value}" for name, value in closing.items()), sep="\n")
     if not beats_mean_pose(metrics):
         print("warning: the model does not clearly beat the mean pose, so it has learned nothing")
 
@@ -2089,19 +2112,19 @@ def pose_of(clips, i):
     return clips.pose(i).unflatten(-1, (-1, 2)).numpy()
 
 
-def aligned_error(made, real):
-    """DTW-MJE of made (N, K, 2) and real (M, K, 2), in shoulder widths.
+def aligned_error(generated, real):
+    """DTW-MJE of generated (N, K, 2) and real (M, K, 2), in shoulder widths.
 
-    A pair of frames costs the mean distance of the points that were seen. The alignment in time
-    with the lowest sum counts: its sum, divided by the number of its pairs. Real frames in which
-    nothing was seen are left out.
+    A pair of frames costs the mean distance of the points that were seen. Of all alignments in time
+    the one with the lowest sum counts: its sum, divided by the number of its pairs. Real frames in
+    which nothing was seen are left out.
     """
     seen = np.isfinite(real).all(-1)
     real, seen = real[seen.any(1)], seen[seen.any(1)]
     real = np.nan_to_num(real)
     before = [(math.inf, 0)] * (len(real) + 1)  # of each cell the lowest sum, and its pairs
     before[0] = (0.0, 0)
-    for frame in made:  # one by one: of long clips a table of all pairs takes gigabytes
+    for frame in generated:  # one by one: for long clips a table of all pairs takes gigabytes
         distance = np.where(seen, np.linalg.norm(frame - real, axis=-1), 0)  # (M, K)
         current = [(math.inf, 0)]
         for j, cost in enumerate((distance.sum(-1) / seen.sum(-1)).tolist(), 1):
@@ -2114,7 +2137,7 @@ def aligned_error(made, real):
 
 @torch.no_grad()
 def clip_errors(model, clips):
-    """-> of each clip the MSE at its real length, and the mean pose's."""
+    """-> for each clip the MSE at its real length, and the mean pose's."""
     errors = []
     for numbers in torch.arange(len(clips)).split(BATCH_SIZE):
         batch = clips.batch(numbers, model.mean.device)
@@ -2132,15 +2155,18 @@ def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
     order = sorted(range(len(errors)), key=errors.__getitem__)
     ranks = sorted({*np.linspace(0, len(order) - 1, PREVIEW_CLIPS).round().astype(int).tolist()})
     glosses = [clips.glosses[order[rank]] for rank in ranks]
+    answers = generate(model, tokenizer, glosses, max_gloss_len)
     items = []
-    for rank, made in zip(ranks, generate(model, tokenizer, glosses, max_gloss_len), strict=True):
+    for rank, generated in zip(ranks, answers, strict=True):
         i = order[rank]
         error, mean_error = errors[i]
         label = f"rank {rank + 1} of {len(order)} by MSE"
-        about = f"{label}: {error:.5f}, {error / mean_error:.2f} of the mean pose's. "
-        about += f"DTW error {aligned[i]:.5f}. {made.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
+        about = (
+            f"{label}: {error:.5f}, {100 * error / mean_error:.1f} % of the mean pose's. DTW error "
+        )
+        about += f"{aligned[i]:.5f}. {generated.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
         real = page_clip("real", pose_of(clips, i), clips.seconds[i])
-        items.append(page_item(label, about, made, model.fps, [real]))
+        items.append(page_item(label, about, generated, model.fps, [real]))
     return items
 
 
@@ -2148,7 +2174,7 @@ def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
 HAND_LINES = "0-1-2-3-4 0-5-6-7-8 0-9-10-11-12 0-13-14-15-16 0-17-18-19-20 5-9-13-17"
 BODY_LINES = "3-1-0-2-4 5-6 5-7-9 6-8-10"
 FACE_LINES = "0-3-1-2-0 4-5-6 7-8-9 12-10-11-15-14-13-12 18-16-17-21-20-19-18"  # mouth, brows, eyes
-LINES = {}  # of each part, as the numbers of its points
+LINES = {}  # of each part, by the numbers of its points
 for part, text in zip(PARTS, (HAND_LINES, HAND_LINES, BODY_LINES, FACE_LINES), strict=True):
     LINES[part] = [[int(i) for i in line.split("-")] for line in text.split()]
 COLOURS = [(43, 140, 222), (224, 112, 26), (138, 138, 138), (31, 158, 119)]  # of the parts
@@ -2162,7 +2188,7 @@ class Generated(NamedTuple):
     """A sentence as a model signs it."""
 
     words: list
-    cut: int  # words beyond the most that a model reads
+    cut: int  # number of words after the most that a model reads
     unknown: set  # numbers of the words that it does not know
     signs: list  # (number of the word, seconds), in signing order
     seconds: float
@@ -2175,15 +2201,15 @@ class Generated(NamedTuple):
 
 
 def word_numbers(words, encoding):
-    """For each token of an encoding the number of its word, or None where it is of none."""
-    ends = list(itertools.accumulate(len(word) + 1 for word in words))
+    """For each token of an encoding the number of its word, or None where it belongs to none."""
+    ends = [*itertools.accumulate(len(word) + 1 for word in words[:-1]), math.inf]
     return [bisect.bisect_left(ends, end) if end else None for _, end in encoding.offsets]
 
 
 def planned_signs(numbers, keys, durations):
     """The words, keys and durations of S tokens -> [(number of the word, seconds)].
 
-    Tokens of one word side by side are one sign. What a pretrained encoder puts around a sentence
+    Neighbouring tokens of one word are one sign. What a pretrained encoder puts around a sentence
     belongs to the sign beside it.
     """
     signs = []
@@ -2205,38 +2231,36 @@ def generate(model, tokenizer, sentences, max_gloss_len):
     for first in range(0, len(sentences), 64):
         some = sentences[first : first + 64]
         text = tokenize(tokenizer, some, max_gloss_len)
-        made = model(text["input_ids"].to(device), text["attention_mask"].bool().to(device))
-        confidence = made.confidence.sigmoid().masked_fill(never_seen, 0).cpu().numpy()
-        pose = made.pose.unflatten(-1, (-1, 2)).cpu().numpy()
-        frames = model.frames(made.seconds).tolist()
+        output = model(text["input_ids"].to(device), text["attention_mask"].bool().to(device))
+        confidence = output.confidence.sigmoid().masked_fill(never_seen, 0).cpu().numpy()
+        pose = output.pose.unflatten(-1, (-1, 2)).cpu().numpy()
+        frames = model.frames(output.seconds).tolist()
         for i, (sentence, n) in enumerate(zip(some, frames, strict=True)):
             words = words_for(tokenizer, sentence, max_gloss_len)
-            numbers = word_numbers(words, text[i])
-            size = sum(text[i].attention_mask)  # padding is behind it
-            ids = zip(numbers, text[i].ids[:size], strict=False)
+            known = known_pieces(tokenizer, words)
+            size = sum(text[i].attention_mask)  # padding comes after it
+            keys, durations = (x[i, :size].tolist() for x in (output.keys, output.durations))
             yield Generated(
                 words=words,
                 cut=len(split_words(sentence)) - len(words),
-                unknown={number for number, token in ids if token == tokenizer.unk_token_id},
-                signs=planned_signs(
-                    numbers[:size], made.keys[i, :size].tolist(), made.durations[i, :size].tolist()
-                ),
-                seconds=made.seconds[i].item(),
+                unknown={i for i, word in enumerate(words) if word not in known},
+                signs=planned_signs(word_numbers(words, text[i])[:size], keys, durations),
+                seconds=output.seconds[i].item(),
                 pose=pose[i, :n],
                 confidence=confidence[i, :n],
             )
 
 
-def pose_file(made, fps):
-    """A Generated -> the bytes of a .pose file (pose-format 0.2) of fps, in pixels."""
+def pose_file(generated, fps):
+    """A Generated -> the bytes of a .pose file (pose-format 0.2), in pixels."""
     parts = []
     for (part, names), colour in zip(PARTS.items(), COLOURS, strict=True):
         limbs = [pair for line in LINES[part] for pair in itertools.pairwise(line)]
         parts.append(PoseHeaderComponent(part, names, limbs, [colour] * len(limbs), "XYC"))
     header = PoseHeader(0.2, PoseHeaderDimensions(CANVAS, CANVAS, 0), parts)
-    n = max(1, round(made.seconds * fps))
-    pose = resample(made.pose, n) * UNIT + np.array(ORIGIN, np.float32)
-    confidence = resample(made.confidence[..., None], n)[..., 0]
+    n = max(1, round(generated.seconds * fps))
+    pose = resample(generated.pose, n) * UNIT + np.array(ORIGIN, np.float32)
+    confidence = resample(generated.confidence[..., None], n)[..., 0]
     body = NumPyPoseBody(fps, pose[:, None], confidence[:, None])  # one person
     file = io.BytesIO()
     pose_format.Pose(header, body).write(file)
@@ -2264,7 +2288,7 @@ PAGE = """<!doctype html>
   #slider { width: 100%; height: 44px; margin: 0 }
   dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
   dd { margin: 0; overflow-wrap: anywhere }
-  svg { max-width: 30rem; font: 13px system-ui, sans-serif }
+  svg { max-width: 30rem; border: 1px solid #8885; fill: none; stroke-width: 3 }
 </style>
 <h1>__TITLE__</h1>
 <div class="row"><select id="choice" aria-label="Sentence" style="max-width: 100%"></select></div>
@@ -2274,44 +2298,48 @@ PAGE = """<!doctype html>
 <input id="slider" type="range" min="0" aria-label="Frame">
 <div class="row">
   <button id="play">Play</button>
-  <button id="back">Step back</button>
-  <button id="forward">Step</button>
-  <button id="overlay" aria-pressed="false">Overlay</button>
   <label>Speed
     <select id="speed"><option>0.25<option>0.5<option selected>1<option>2</select></label>
+  <label>View <select id="view">
+    <option>side by side<option>overlay<option>left hand<option>right hand</select></label>
   <a id="file" download>The .pose file</a>
 </div>
 <p id="about"></p>
-<p>Left hand blue, right hand orange, a shade for each finger; what was not seen is not drawn. The
-overlay has the real clip in grey. A click on a word goes to its sign; below the figures stands the
-order of the signs. Space plays and pauses, &larr; and &rarr; step.</p>
+<p>Left hand blue, right hand orange, a shade for each finger; points that were not seen are not
+drawn. The overlay has the real clip in grey. A click on a word goes to its sign; the order of the
+signs is below the figures. The arrow keys step while the slider has the focus.</p>
 __CURVE__
 <dl>__FACTS__</dl>
 <script>
-// Points are in 1/1000 of a shoulder width, null where one was not seen. Parts: the numbers of
-// their points in a frame, in lines.
+// Points are in 1/1000 of a shoulder width from the middle of the shoulders, null where one was not
+// seen. A part's lines are the numbers of its points; the first two parts are the hands.
 const { fps, parts, head, items } = __DATA__
-const view = { top: -1500, width: 4000, height: 3500 }  // the middle of the shoulders is at 0
+const size = { width: 4000, height: 3500 }, middle = [0, 250]  // of what a stage shows
 let item, stages, time = 0, before = 0
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches
 const make = (tag, text, properties) =>
   Object.assign(document.createElement(tag), { textContent: text, ...properties })
 
 function drawClip(pen, clip, grey) {
+  const { width, height } = pen.canvas
   const at = Math.min(Math.floor(time / clip.seconds * clip.frames.length + 1e-6),
     clip.frames.length - 1)
   const points = clip.frames[at], [left, right, nose] = head.map(i => points[i])
+  const knuckle = parts[view.selectedIndex - 2]?.lines[2][1]  // of a hand's middle finger
+  const seen = knuckle && clip.frames.slice(0, at + 1).findLast(points => points[knuckle])
+  const [x, y] = seen?.[knuckle] || middle, times = knuckle ? 4 : 1
+  const scale = Math.min(width / size.width, height / size.height) * times
+  pen.setTransform(scale, 0, 0, scale, width / 2 - scale * x, height / 2 - scale * y)
   pen.globalAlpha = time > clip.seconds ? 0.3 : 1
-  const centre = left && right ? left.map((x, i) => (x + right[i]) / 2) : nose
-  pen.strokeStyle = "#888"
+  const face = left && right ? left.map((x, i) => (x + right[i]) / 2) : nose
+  pen.strokeStyle = grey || "#7d6bb0"
   pen.lineWidth = 20
   pen.beginPath()
-  if (centre) pen.ellipse(...centre, 210, 290, 0, 0, 7)
+  if (face) pen.ellipse(...face, 210, 290, 0, 0, 7)
   pen.stroke()
-  for (const { hue, width, lines } of parts) lines.forEach((line, finger) => {
-    const shade = `hsl(${hue + 9 * finger} 80% ${38 + 5 * finger}%)`
-    pen.strokeStyle = grey || hue == null ? "#888" : shade
-    pen.lineWidth = width
+  for (const { style: [hue, saturation, thick], lines } of parts) lines.forEach((line, finger) => {
+    pen.strokeStyle = grey || `hsl(${hue + 9 * finger} ${saturation}% ${38 + 5 * finger}%)`
+    pen.lineWidth = thick / times ** .5
     pen.beginPath()
     line.forEach((i, place) => {
       if (points[i]) points[line[place - 1]] ? pen.lineTo(...points[i]) : pen.moveTo(...points[i])
@@ -2329,10 +2357,8 @@ function draw(now) {
     const pen = canvas.getContext("2d")
     canvas.width = canvas.clientWidth * devicePixelRatio
     canvas.height = canvas.clientHeight * devicePixelRatio
-    const scale = Math.min(canvas.width / view.width, canvas.height / view.height)
-    pen.setTransform(scale, 0, 0, scale, canvas.width / 2, -scale * view.top)
     pen.lineCap = pen.lineJoin = "round"
-    const said = clips.map((clip, i) => drawClip(pen, clip, i < clips.length - 1))
+    const said = clips.map((clip, i) => drawClip(pen, clip, i < clips.length - 1 && "#888"))
     caption.textContent = said.join("; ")
   }
   slider.value = Math.floor(time * fps + 1e-6)
@@ -2343,12 +2369,11 @@ function draw(now) {
   requestAnimationFrame(draw)
 }
 
-const overlaid = () => overlay.ariaPressed == "true"
-
 function makeStages() {
-  stages = (overlaid() ? [item.clips] : item.clips.map(clip => [clip])).map(clips => {
+  const overlaid = view.value == "overlay"
+  stages = (overlaid ? [item.clips] : item.clips.map(clip => [clip])).map(clips => {
     const figure = make("figure"), canvas = make("canvas"), caption = make("figcaption")
-    canvas.style.aspectRatio = view.width / view.height
+    canvas.style.aspectRatio = size.width / size.height
     figure.append(canvas, caption)
     return { figure, canvas, caption, clips }
   })
@@ -2364,7 +2389,6 @@ function show(i) {
   about.textContent = item.about
   file.hidden = !item.file
   file.href = item.file
-  overlay.hidden = item.clips.length < 2
   words.replaceChildren(...item.words.map(({ text, note }, i) => {
     const sign = item.signs.find(sign => sign.word == i)
     const button = make("button", text, { disabled: !sign, onclick: () => time = sign.from })
@@ -2381,31 +2405,13 @@ function show(i) {
   makeStages()
 }
 
-function step(by) {
-  playing = false
-  const frames = +slider.max + 1
-  time = (Math.floor(time * fps + 1e-6) + by + frames) % frames / fps
-}
-
 play.onclick = () => playing = !playing
-back.onclick = () => step(-1)
-forward.onclick = () => step(1)
-overlay.onclick = () => {
-  overlay.ariaPressed = !overlaid()
-  makeStages()
-}
+view.onchange = makeStages
 slider.oninput = () => {
   playing = false
   time = slider.value / fps
 }
 choice.onchange = () => show(choice.selectedIndex)
-onkeydown = event => {
-  const button = { " ": play, ArrowLeft: back, ArrowRight: forward }[event.key]
-  if (!button || event.altKey || event.ctrlKey || event.metaKey) return
-  if (event.target.closest("input, select, button, a")) return
-  event.preventDefault()
-  button.click()
-}
 items.forEach(({ label }, i) => choice.add(new Option(`${i + 1}. ${label}`.slice(0, 70))))
 show(0)
 requestAnimationFrame(draw)
@@ -2415,20 +2421,22 @@ requestAnimationFrame(draw)
 
 def page(what, facts, items, fps, log=()):
     """-> the bytes of a page that plays items, see page_item; facts of the model, {name: value}."""
-    title = f"{MODELS[facts['model']][0]} ({facts['data']}), epoch {facts['best_epoch']}, "
+    name = os.path.basename(os.path.normpath(facts["data"]))
+    title = f"{MODELS[facts['model']][0]} ({name}), epoch {facts['best_epoch']}, {facts['date']}"
     rows = [f"<dt>{html.escape(name)}<dd>{html.escape(f'{x}')}" for name, x in facts.items()]
-    styles = [(205, 26), (0, 26), (None, 70), (150, 16)]  # of a part: hue and width of its lines
+    # of a part: hue, saturation and thickness of its lines
+    styles = [(205, 80, 26), (0, 80, 26), (250, 30, 70), (150, 80, 16)]
     parts = []
-    for (hue, width), (part, lines) in zip(styles, LINES.items(), strict=True):
+    for style, (part, lines) in zip(styles, LINES.items(), strict=True):
         first = POINTS.index((part, PARTS[part][0]))
         lines = [[first + i for i in line] for line in lines]
         if part == "POSE_LANDMARKS":
             lines = lines[1:]  # the head is drawn as an ellipse
-        parts.append({"hue": hue, "width": width, "lines": lines})
+        parts.append({"style": style, "lines": lines})
     head = [POINTS.index(("POSE_LANDMARKS", name)) for name in ("LEFT_EAR", "RIGHT_EAR", "NOSE")]
     data = {"fps": fps, "parts": parts, "head": head, "items": items}
     parts = {
-        "TITLE": html.escape(f"{title}{facts['date']}: {what}"),
+        "TITLE": html.escape(f"{title}: {what}"),
         "CURVE": curve(log) if log else "",
         "FACTS": "".join(rows),
         "DATA": json.dumps(data).replace("<", "\\u003c"),
@@ -2446,59 +2454,62 @@ def page_clip(name, pose, seconds):
     return {"name": name, "seconds": float(seconds), "frames": frames}
 
 
-def notes_of(made, fps):
-    """What is to be said of a Generated. A word that lasts less than a frame is not signed."""
-    unknown = [made.words[i] for i in sorted(made.unknown)]
-    unsigned = [word for i, word in enumerate(made.words) if made.lasting(i) * fps < 1]
-    notes = [f"{made.seconds:.2f} s"]
-    if len(made.pose) < round(made.seconds * fps):
-        notes.append(f"{len(made.pose) / made.seconds:.1f} of {fps} frames a second generated")
-    notes += [f"cut to {len(made.words)} glosses"] if made.cut else []
-    notes += [f"unknown: {' '.join(unknown)}"] if unknown else []
-    notes += [f"not signed: {' '.join(unsigned)}"] if unsigned else []
+def notes_of(generated, fps):
+    """What a user should know of a Generated. A word that lasts less than a frame is not signed."""
+    words = generated.words
+    signed = [i for i, _ in generated.signs if generated.lasting(i) * fps >= 1]
+    said = {
+        "unknown": sorted(generated.unknown),
+        "not signed": [i for i in range(len(words)) if i not in signed],
+        "order": signed if signed != sorted(signed) else [],
+    }
+    notes = [f"{generated.seconds:.2f} s"]
+    if len(generated.pose) < round(generated.seconds * fps):
+        rate = len(generated.pose) / generated.seconds
+        notes.append(f"{rate:.1f} of {fps} frames a second generated")
+    if generated.cut:
+        notes.append(f"cut to {len(words)} glosses")
+    notes += [f"{what}: {' '.join(words[i] for i in some)}" for what, some in said.items() if some]
     return "   ".join(notes)
 
 
-def page_item(label, about, made, fps, clips=(), file=""):
-    """A Generated, behind other clips -> an item. Of its points the likely ones are shown."""
+def page_item(label, about, generated, fps, clips=(), file=""):
+    """A Generated, after other clips -> an item, which shows the points that are likely seen."""
     words = []
-    for i, word in enumerate(made.words):
-        note = f"{made.lasting(i):.2f} s" if made.lasting(i) * fps >= 1 else "not signed"
-        words.append({"text": word, "note": f"{note}, unknown" if i in made.unknown else note})
+    for i, word in enumerate(generated.words):
+        lasting = generated.lasting(i)
+        note = f"{lasting:.2f} s" if lasting * fps >= 1 else "not signed"
+        words.append({"text": word, "note": f"{note}, unknown" if i in generated.unknown else note})
     signs, start = [], 0.0
-    for number, seconds in made.signs:
-        if made.lasting(number) * fps >= 1:
+    for number, seconds in generated.signs:
+        if generated.lasting(number) * fps >= 1:
             signs.append({"word": number, "from": start, "to": start + seconds})
         start += seconds
-    shown = np.where(made.confidence[..., None] >= 0.5, made.pose, np.nan)
+    shown = np.where(generated.confidence[..., None] >= 0.5, generated.pose, np.nan)
     return {
-        "label": f"{label}: {' '.join(made.words)}",
+        "label": f"{label}: {' '.join(generated.words)}",
         "about": about,
         "words": words,
-        "cut": made.cut,
+        "cut": generated.cut,
         "signs": signs,
-        "clips": [*clips, page_clip("generated", shown, made.seconds)],
+        "clips": [*clips, page_clip("generated", shown, generated.seconds)],
         "file": file,
     }
 
 
 def curve(log):
     """The errors of a run by epoch, over the mean pose's -> a small chart, as HTML."""
-    best = best_of(log)["epoch"]
-    shapes = ['<path d="M40 20V160H400M40 90H400M40 20H400" stroke="#8888" fill="none"/>']
-    for value, y in ((1, 20), (0.5, 90), (0, 160)):
-        shapes.append(f'<text x="34" y="{y + 4}" text-anchor="end">{value}</text>')
-    for name, colour in (("train_mse", "#2b8cde"), ("val_mse", "#e0701a")):
-        points = []
+    lines, colours = "", {"train_mse": "#2b8cde", "val_mse": "#e0701a"}
+    for name, colour in colours.items():
+        points = "0,0"  # before the first epoch: the mean pose
         for line in log:
             share = min(line[name] / line["mean_pose_mse"], 1)
-            points.append(f"{40 + 360 * line['epoch'] / len(log):.1f},{160 - 140 * share:.1f}")
-        style = f'fill="none" stroke="{colour}" stroke-width="3"'
-        shapes.append(f'<polyline points="40,20 {" ".join(points)}" {style}/>')
-    legend = '<tspan fill="#2b8cde">train_mse</tspan> and <tspan fill="#e0701a">val_mse</tspan>'
-    shapes.append(f'<text x="40" y="182">{legend} / mean_pose_mse, epochs 1 to {len(log)}</text>')
-    shapes.append(f'<text x="40" y="202">best epoch: {best}</text>')
-    return f'<svg viewBox="0 0 410 210" fill="currentColor" role="img">{"".join(shapes)}</svg>'
+            points += f" {400 * line['epoch'] / len(log):.1f},{140 * (1 - share):.1f}"
+        lines += f'<polyline points="{points}" stroke="{colour}"/>'
+    caption = " and ".join(f'<b style="color:{x}">{name}</b>' for name, x in colours.items())
+    caption += f" by epoch, 1 to {len(log)}, from the mean pose's error (top) to 0 (bottom). "
+    caption += f"Best epoch: {best_of(log)['epoch']}."
+    return f'<svg viewBox="0 0 400 140" role="img">{lines}</svg><p>{caption}</p>'
 
 
 def predict(path, sentences):
@@ -2506,41 +2517,52 @@ def predict(path, sentences):
     model, tokenizer, max_gloss_len, facts = load_model(path)
     if len(model.mean) != 2 * len(POINTS):
         raise SystemExit(f"error: {path} is no model of a .pose file's {len(POINTS)} keypoints")
+    print(f"{path}: trained on {facts['data']}, {facts['date']}, epoch {facts['best_epoch']}")
     if sentences == ["-"]:
         sentences = [line for line in sys.stdin.read().splitlines() if line.strip()]
-    for sentence in sentences or [""]:
+    for sentence in sentences:
+        sentence.encode()  # run_script makes one line of the error for what is no UTF-8
         if not split_words(sentence):
-            raise SystemExit(f"error: --predict needs glosses, and {sentence!r} has none")
-        sentence.encode()  # an error for what is no UTF-8, which run_script tells
-    generated = generate(model.to(pick_device()), tokenizer, sentences, max_gloss_len)
+            print(f"skipped, since it has no word: {sentence!r}")
+    sentences = [sentence for sentence in sentences if split_words(sentence)]
+    if not sentences:
+        raise SystemExit("error: --predict needs a sentence with a word")
+    answers = generate(model.to(pick_device()), tokenizer, sentences, max_gloss_len)
     folder, items = new_folder(), []
-    for i, (sentence, made) in enumerate(zip(sentences, generated, strict=True), 1):
-        name = re.sub(r"[^A-Z0-9]+", "_", " ".join(split_glosses(sentence)))[:60]
-        file, notes = f"{i:03}_{name}.pose", notes_of(made, model.fps)
-        save(f"{folder}/{file}", pose_file(made, model.fps))
-        items.append(page_item("new", notes, made, model.fps, file=file))
+    for i, (sentence, generated) in enumerate(zip(sentences, answers, strict=True), 1):
+        file = f"{i:03}_{file_name(' '.join(split_glosses(sentence)))}.pose"
+        notes = notes_of(generated, model.fps)
+        save(f"{folder}/{file}", pose_file(generated, model.fps))
+        items.append(page_item("new", notes, generated, model.fps, file=file))
         print(f"{folder}/{file}   {notes}")
     save(f"{folder}/index.html", page("new sentences", facts, items, model.fps))
     print(f"{folder}/index.html plays them")
 
 
+def file_name(text):
+    """-> its letters, marks and digits of any script, in at most 120 bytes; "_" for the rest."""
+    kept = [x if unicodedata.category(x)[0] in "LMN" else " " for x in text]
+    return "_".join("".join(kept).split()).encode()[:120].decode(errors="ignore")
+
+
 def new_folder():
-    """predictions/, or predictions-2/ and so on: the first that holds no file -> its name."""
+    """predictions/, or predictions-2/ and so on: the first that does not exist -> its name."""
     for i in itertools.count(1):
         folder = "predictions" if i == 1 else f"predictions-{i}"
-        os.makedirs(folder, exist_ok=True)
-        if not os.listdir(folder):
-            if i > 1:
-                print(f"predictions/ holds the files of another call: these go to {folder}/")
-            return folder
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            continue
+        if i > 1:
+            print(f"predictions/ holds the files of another call: these go to {folder}/")
+        return folder
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--model", choices=MODELS, required=True)
+    parser.add_argument("--model", choices=MODELS, required=True)
     add = parser.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="go on with the run of last_<model>.pt")
     add("--predict", nargs="+", metavar="GLOSSES", help="let best_<model>.pt sign; -: from stdin")

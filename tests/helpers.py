@@ -195,6 +195,8 @@ METRICS = {  # of a checkpoint that was not trained
     "val_mae": 0.375,
     "mean_pose_mse": 0.5,
     "motion": 0.75,
+    "tremble": 0.0625,
+    "reach": 1.25,
     "duration_error": 0.125,
     "seen_error": 0.0625,
 }
@@ -259,6 +261,8 @@ def fork(work, kill_after=None, limit=None):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             try:
                 train_final_model.run_script(work)
+            except SystemExit as end:
+                os._exit(end.code)
             except BaseException:
                 traceback.print_exc()
                 err.flush()

@@ -25,21 +25,14 @@ from helpers import (
 import model_selection
 import train_final_model
 
-TINY = {
-    "EMBED_DIM": 16,
-    "HIDDEN_DIM": 16,
-    "EPOCHS": 2,
-    "TRAIN_CLIPS": 24,
-    "VALIDATION_CLIPS": 8,
-    "MAX_FRAMES": 24,
-}
+TINY = {"EMBED_DIM": 16, "HIDDEN_DIM": 16, "EPOCHS": 2}
+TINY |= {"TRAIN_CLIPS": 24, "VALIDATION_CLIPS": 8, "MAX_FRAMES": 24}
 # model, epoch, epochs, train mse, val mse, mae, motion and duration error; without the time
 EPOCH = r"^(\w+) epoch (\d+)/(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+ +[\d.]+ s(?= +[\d.]+ s$)"
 SCRIPTS = {
     "model_selection": (model_selection, []),
     "train_final_model": (train_final_model, ["--model", "gru"]),
 }
-scripts = pytest.mark.parametrize("name", SCRIPTS)
 
 
 def epochs(out):
@@ -165,13 +158,6 @@ def test_a_setting_that_makes_no_sense_is_one_line(name, wrong, monkeypatch, tmp
     assert "\n" not in str(error.value) and not [*tmp_path.glob("*.pt*")]
 
 
-@scripts
-def test_settings_at_the_edge_of_sense_are_taken(name):
-    module, _ = SCRIPTS[name]
-    change(GRAD_CLIP=0, AVERAGE=0, WARMUP=0.0, FPS=29.97, DROPOUT=0, EPOCHS=1, BATCH_SIZE=1)
-    module.check_settings()
-
-
 def test_help_and_unknown_arguments(capsys):
     for module, arguments, code, words in (
         (model_selection, ["--help"], 0, "Short runs of the candidates"),
@@ -187,19 +173,9 @@ def test_help_and_unknown_arguments(capsys):
 
 
 def test_the_settings_that_users_know_have_their_defaults():
-    common = {
-        "MAX_GLOSS_LEN": 16,
-        "MAX_FRAMES": 96,
-        "POSE_DIM": 152,
-        "EMBED_DIM": 256,
-        "HIDDEN_DIM": 512,
-        "BATCH_SIZE": 8,
-        "LR_GRU": 1e-3,
-        "LR_TRANSFORMER": 5e-4,
-        "LR_BERT": 2e-5,
-        "DATASET": "Exploration-Lab/iSign",
-        "CONFIG": "iSign_v1.1",
-    }
+    common = {"MAX_GLOSS_LEN": 16, "MAX_FRAMES": 96, "POSE_DIM": 152, "EMBED_DIM": 256}
+    common |= {"HIDDEN_DIM": 512, "BATCH_SIZE": 8, "LR_GRU": 1e-3, "LR_TRANSFORMER": 5e-4}
+    common |= {"LR_BERT": 2e-5, "DATASET": "Exploration-Lab/iSign", "CONFIG": "iSign_v1.1"}
     for module, settings in (
         (model_selection, {**common, "CANDIDATES": ["gru", "transformer"]}),
         (train_final_model, {**common, "EPOCHS": 60, "PATIENCE": 8}),
@@ -215,4 +191,4 @@ def test_a_reader_that_goes_away_is_no_traceback(tmp_path):
     Path("model_selection.py").write_text(source, "utf8")
     command = f"{sys.executable} model_selection.py | head -1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=os.environ)
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "ignored" not in done.stderr, done.stderr

@@ -57,7 +57,12 @@ def train(world, *arguments, model="gru"):
             os.dup2(output, 1)
             os.dup2(output, 2)
             sys.stdout = sys.stderr = open(1, "w", 1, closefd=False)  # noqa: SIM115
-            final.run_script(lambda: final.main(["--model", model, *arguments]))
+            try:
+                final.run_script(lambda: final.main(["--model", model, *arguments]))
+            except SystemExit as end:
+                os._exit(end.code)
+            finally:
+                os._exit(99)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
@@ -93,11 +98,24 @@ def test_two_processes_learn_what_one_learns(model, tiny, tmp_path, monkeypatch)
     assert said(1) == ""  # rank 0 alone prints
 
 
-def test_two_processes_stop_early_together(tiny):
+def test_three_processes_that_start_at_once_read_each_clip_once_and_stop_early_together(
+    tiny, monkeypatch
+):
     """At a learning rate of 0 no epoch is better than the first one."""
-    change(EPOCHS=9, PATIENCE=2, LR_GRU=0.0)
-    assert train(2) == [0, 0] and len(outcome()[0]) == 3
-    assert "\nbest_epoch: 1\n" in said()
+    read = final.PoseRows.read
+
+    def slow(source, group):
+        with open("read.txt", "a") as file:
+            file.writelines(f"{source.key(row)}\n" for row in group)
+        time.sleep(1)
+        return read(source, group)
+
+    monkeypatch.setattr(final.PoseRows, "read", slow)
+    change(EPOCHS=9, PATIENCE=2, LR_GRU=0.0, BATCH_SIZE=6)
+    assert train(3) == [0, 0, 0] and len(outcome()[0]) == 3
+    prepared = Path("read.txt").read_text().splitlines()
+    assert len(prepared) == len({*prepared}) == 14 + 5
+    assert "\nstopped: no lower val_mse for 2 epochs\n" in said() and "\nbest_epoch: 1\n" in said()
 
 
 def test_two_processes_resume(tiny):
