@@ -114,9 +114,11 @@ PARTS = {
 }
 POINTS = [(part, name) for part, names in PARTS.items() for name in names]
 SHOULDERS = [POINTS.index(("POSE_LANDMARKS", f"{side}_SHOULDER")) for side in ("LEFT", "RIGHT")]
-ELBOWS = [POINTS.index(("POSE_LANDMARKS", f"{side}_ELBOW")) for side in ("LEFT", "RIGHT")]
 NOSE = POINTS.index(("POSE_LANDMARKS", "NOSE"))
 WRISTS = [POINTS.index(("POSE_LANDMARKS", f"{side}_WRIST")) for side in ("LEFT", "RIGHT")]
+ARM_WRISTS = slice(WRISTS[0], WRISTS[0] + 2)  # left and right stand side by side
+HAND_WRISTS = slice(0, 2 * len(HAND), len(HAND))
+ARMS = [WRISTS[0] - 2, 2, 2, len(POINTS) - WRISTS[0] - 2]  # before, elbows, wrists, after
 
 
 def access_token():
@@ -1340,13 +1342,11 @@ class PoseModel(nn.Module):
         pose = self.output(hidden) * self.std + self.mean
         if len(usually_seen) != len(POINTS):  # of other points nobody knows the hands
             return pose, confidence
-        points = list(pose.unflatten(-1, (-1, 2)).unbind(2))  # K of (B, T, 2)
-        for hand, elbow, wrist in zip((0, len(HAND)), ELBOWS, WRISTS, strict=True):
-            shown = (2 * confidence[..., hand, None]).detach().sigmoid()
-            gap = shown * (points[hand] - points[wrist])
-            points[wrist] = points[wrist] + gap
-            points[elbow] = points[elbow] + gap / 2
-        return torch.stack(points, 2).flatten(2), confidence
+        points = pose.unflatten(-1, (-1, 2))
+        shown = (2 * confidence[..., HAND_WRISTS]).detach().sigmoid()  # (B, T, 2)
+        gap = shown[..., None] * (points[:, :, HAND_WRISTS] - points[:, :, ARM_WRISTS])
+        before, elbows, wrists, after = points.split(ARMS, 2)
+        return torch.cat([before, elbows + gap / 2, wrists + gap, after], 2).flatten(2), confidence
 
     def frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
@@ -1561,16 +1561,12 @@ def training_loss(model, batch):
     return loss, mse.detach()
 
 
-def wrists_of(points):
-    return points[:, :, WRISTS[0] : WRISTS[1] + 1]
-
-
 def hands_of(pose):
     """(B, T, D) -> points (B, T, K, 2) of hands and wrists; all, where they are not known."""
     points = pose.unflatten(-1, (-1, 2))
     if points.shape[2] != len(POINTS):
         return points
-    return torch.cat([points[:, :, : 2 * len(HAND)], wrists_of(points)], 2)
+    return torch.cat([points[:, :, : 2 * len(HAND)], points[:, :, ARM_WRISTS]], 2)
 
 
 def runs_of(seen):
@@ -1630,10 +1626,12 @@ def reach_counts(pose, shown):
     """
     if shown.shape[2] != len(POINTS):
         return 0
-    points, hands = pose.unflatten(-1, (-1, 2)), slice(0, 2 * len(HAND), len(HAND))
-    distance = (points[:, :, hands] - wrists_of(points)).norm(dim=-1).clamp(max=MAX_REACH)
-    both = shown[:, :, hands] & wrists_of(shown)
-    return torch.histc(torch.where(both, distance, -1), REACH_BINS, 0, MAX_REACH)
+    points = pose.unflatten(-1, (-1, 2))
+    distance = (points[:, :, HAND_WRISTS] - points[:, :, ARM_WRISTS]).norm(dim=-1)
+    both = shown[:, :, HAND_WRISTS] & shown[:, :, ARM_WRISTS]
+    return torch.histc(
+        torch.where(both, distance.clamp(max=MAX_REACH), -1), REACH_BINS, 0, MAX_REACH
+    )
 
 
 def percentile_99(counts):

@@ -3,9 +3,13 @@
 DATA is a folder as DATASET takes it, or the word sample. Prints one table in Markdown. All rows are
 about the same validation clips, and all figures come from the scripts' own functions:
 
-- MSE / mean pose, motion (path of the hands over that of the real ones): at the length of the real
-  clip, to which an answer of another length is resampled
+- MSE / mean pose, motion, tremble, reach: at the length of the real clip, to which an answer of
+  another length is resampled
 - DTW-MJE, duration error: at the answer's own length
+- word error (--read, for text in signing order): glosses that recognisers read wrongly, left out or
+  put in, over the glosses that were asked for; at the answer's own length. The recognisers learn
+  from the training clips alone, so they have seen the takes of clips as answers, but not those of
+  the models
 
 The rows:
 
@@ -44,16 +48,26 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import bench_ablation  # noqa: E402
+import recogniser  # noqa: E402
 from bench_ablation import mean_and_spread, script  # noqa: E402
 
 SEEDS = [0, 1, 2]  # of what is drawn, and of the autoregressive trainings
 JOINT = 6  # frames between two clips that are joined
 CPU = torch.device("cpu")
+SHOWN = {  # a column's title -> a figure's name, and its digits
+    "DTW-MJE": ("val_dtw_mje", 3),
+    "motion": ("motion", 2),
+    "tremble": ("tremble", 2),
+    "reach": ("reach", 2),
+    "duration error, s": ("duration_error", 2),
+    "word error": ("word_error", 3),
+}
 
 
 class Answer(NamedTuple):
     pose: np.ndarray  # (T, K, 2), no point unseen
     seconds: float
+    confidence: np.ndarray  # (T, K): 1 where the clip shows the point, else 0
 
 
 # ---- clips as answers
@@ -72,13 +86,15 @@ def fill_unseen(pose, mean):
 
 def join(takes):
     """Answers -> one of at most MAX_FRAMES frames, with JOINT frames between two of them."""
-    frames = [takes[0].pose]
+    frames, shown = [takes[0].pose], [takes[0].confidence]
     for before, take in zip(takes, takes[1:], strict=False):
-        frames.append(np.linspace(before.pose[-1], take.pose[0], JOINT + 2)[1:-1])
-        frames.append(take.pose)
+        frames += [np.linspace(before.pose[-1], take.pose[0], JOINT + 2)[1:-1], take.pose]
+        shown += [np.tile(before.confidence[-1] * take.confidence[0], (JOINT, 1)), take.confidence]
     pose = np.concatenate(frames)
     seconds = sum(take.seconds for take in takes) + JOINT * (len(takes) - 1) / script.FPS
-    return Answer(script.resample(pose, min(len(pose), script.MAX_FRAMES)), seconds)
+    n = min(len(pose), script.MAX_FRAMES)
+    confidence = script.resample(np.concatenate(shown)[..., None], n)[..., 0]
+    return Answer(script.resample(pose, n), seconds, confidence.round())
 
 
 def edit_distance(one, other):
@@ -120,8 +136,10 @@ class Library:
         return self.answer(rng.choice(self.numbers[sentence]))
 
     def answer(self, i):
-        pose = fill_unseen(script.pose_of(self.clips, i), self.mean.view(-1, 2).numpy())
-        return Answer(pose, self.clips.seconds[i].item())
+        pose = script.pose_of(self.clips, i)
+        shown = np.isfinite(pose).all(-1).astype(np.float32)
+        filled = fill_unseen(pose, self.mean.view(-1, 2).numpy())
+        return Answer(filled, self.clips.seconds[i].item(), shown)
 
     def nearest(self, sentence):
         """-> the numbers of the clips of the nearest sentences."""
@@ -156,30 +174,65 @@ class Given(nn.Module):
     def forward(self, tokens, token_mask, n_frames, longest):
         answers = [self.answers[i] for i in tokens[:, 0].tolist()]
         pose = torch.zeros(len(tokens), longest, len(self.mean))
-        for row, answer, n in zip(pose, answers, n_frames.tolist(), strict=True):
-            row[:n] = torch.from_numpy(script.resample(answer.pose, n)).flatten(1)
+        confidence = torch.zeros(len(tokens), longest, len(self.mean) // 2)
+        for i, (answer, n) in enumerate(zip(answers, n_frames.tolist(), strict=True)):
+            pose[i, :n] = torch.from_numpy(script.resample(answer.pose, n)).flatten(1)
+            shown = script.resample(answer.confidence[..., None], n)[..., 0]
+            confidence[i, :n] = torch.from_numpy(shown) - 0.5  # above 0: shown
         return script.Signing(
             pose=pose,
             seconds=torch.tensor([answer.seconds for answer in answers]),
-            confidence=pose.new_zeros(len(tokens), longest, len(self.mean) // 2),
+            confidence=confidence,
             keys=None,
             durations=None,
         )
 
 
-def with_alignment(metrics, answers, clips):
+def at_own_length(answers, clips, readers):
+    """Answers or Generated, one for each of the clips -> the figures at their own lengths."""
+    answers = list(answers)
     aligned = [
         script.aligned_error(one.pose, script.pose_of(clips, i)) for i, one in enumerate(answers)
     ]
-    return {**metrics, "val_dtw_mje": np.mean(aligned)}
+    shown = [np.where(one.confidence[..., None] >= 0.5, one.pose, np.nan) for one in answers]
+    return {"val_dtw_mje": np.mean(aligned), "word_error": word_error(readers, shown, clips)}
 
 
-def figures_of(answers, mean, clips):
+def figures_of(answers, mean, clips, readers):
     """An Answer for each of the clips -> their figures."""
     numbered = copy.copy(clips)
     numbered.tokens = torch.arange(len(clips))[:, None]
     numbered.token_mask = torch.ones_like(numbered.tokens, dtype=torch.bool)
-    return with_alignment(script.evaluate(Given(answers, mean), numbered, CPU), answers, clips)
+    metrics = script.evaluate(Given(answers, mean), numbered, CPU)
+    return {**metrics, **at_own_length(answers, clips, readers)}
+
+
+# ---- reading
+def train_readers(clips):
+    """The training clips -> a recogniser for each seed, a training on each core."""
+    poses = [script.pose_of(clips, i) for i in range(len(clips))]
+    sentences = [script.split_glosses(text) for text in clips.glosses]
+    with ThreadPoolExecutor(script.cores()) as pool:
+        return [*pool.map(lambda seed: recogniser.train(poses, sentences, seed), SEEDS)]
+
+
+def word_error(readers, poses, clips):
+    """Glosses read wrongly over those asked for, by all readers; NaN for no readers."""
+    wrong = asked = 0
+    for reader in readers:
+        for text, read in zip(clips.glosses, reader.read(poses), strict=True):
+            sentence = [gloss for gloss in script.split_glosses(text) if gloss in reader.numbers]
+            wrong += edit_distance(sentence, read)
+            asked += len(sentence)
+    return wrong / asked if asked else math.nan
+
+
+def report_reading(readers, clips):
+    """Print what can be asked of a reader: the word error of the real clips."""
+    real = [script.pose_of(clips, i) for i in range(len(clips))]
+    smooth = [recogniser.smoothed(pose, recogniser.SMOOTHING) for pose in real]
+    print(f"word error of the real validation clips: {word_error(readers, real, clips):.3f}")
+    print(f"- of the same, smoothed: {word_error(readers, smooth, clips):.3f}")
 
 
 # ---- the table: rows are {what: [figures of each seed]}
@@ -194,7 +247,7 @@ def draw(library, nearest, runs, seed):
     return retrieved, joined
 
 
-def rows_of_clips(clips):
+def rows_of_clips(clips, readers):
     """-> the rows of the mean pose and of the training clips."""
     library, validation = Library(clips["train"]), clips["validation"]
     sentences = [tuple(script.split_glosses(text)) for text in validation.glosses]
@@ -203,14 +256,17 @@ def rows_of_clips(clips):
     nearest = [library.nearest(sentence) for sentence in sentences]
     draws = [draw(library, nearest, runs, seed) for seed in SEEDS]
     mean = library.mean.view(-1, 2).numpy()
-    still = [Answer(np.tile(mean, (n, 1, 1)), math.nan) for n in validation.n_frames.tolist()]
+    still = [
+        Answer(np.tile(mean, (n, 1, 1)), math.nan, np.ones((n, len(mean)), np.float32))
+        for n in validation.n_frames.tolist()
+    ]
     rows = {
         "mean pose": [still],
         "nearest sentence": [retrieved for retrieved, _ in draws],
         "single-sign clips joined": [joined for _, joined in draws],
     }
     return {
-        what: [figures_of(answers, library.mean, validation) for answers in its_draws]
+        what: [figures_of(answers, library.mean, validation, readers) for answers in its_draws]
         for what, its_draws in rows.items()
     }
 
@@ -220,7 +276,7 @@ def rows_of_own_frames(data, epochs):
     os.environ["OMP_NUM_THREADS"] = "1"  # of each training
     what = [row for row in bench_ablation.ROWS if row.startswith("autoregressive")]
     settings = {"DATASET": data, "EPOCHS": epochs}
-    with ThreadPoolExecutor(script.CORES) as pool:
+    with ThreadPoolExecutor(script.cores()) as pool:
         runs = {
             row: [pool.submit(bench_ablation.run, row, "gru", seed, settings) for seed in SEEDS]
             for row in what
@@ -228,7 +284,7 @@ def rows_of_own_frames(data, epochs):
     return {row: [run.result() for run in its_runs] for row, its_runs in runs.items()}
 
 
-def rows_of_models(folders, clips, data):
+def rows_of_models(folders, clips, data, readers):
     """-> the rows of the best_<model>.pt in the folders, without those of other data."""
     rows = collections.defaultdict(list)
     for name in script.MODELS:
@@ -245,7 +301,7 @@ def rows_of_models(folders, clips, data):
                 title += f" ({config.num_hidden_layers} layers of {config.hidden_size})"
             metrics = script.evaluate(model, clips.with_tokens(tokenizer), CPU)
             made = script.generate(model, tokenizer, clips.glosses, max_gloss_len)
-            rows[title].append(with_alignment(metrics, made, clips))
+            rows[title].append({**metrics, **at_own_length(made, clips, readers)})
     return rows
 
 
@@ -253,14 +309,11 @@ def line_of(what, runs):
     """A row's figures, one for each seed -> a line of the table."""
 
     def values(name):
-        return np.array([float(run[name]) for run in runs])
+        return np.array([float(run.get(name, math.nan)) for run in runs])
 
-    cells = [
-        mean_and_spread(values("val_mse") / values("mean_pose_mse")),
-        mean_and_spread(values("val_dtw_mje")),
-        mean_and_spread(values("motion"), 2),
-        mean_and_spread(values("duration_error"), 2).replace("nan", "–"),
-    ]
+    cells = [mean_and_spread(values("val_mse") / values("mean_pose_mse"))]
+    cells += [mean_and_spread(values(name), digits) for name, digits in SHOWN.values()]
+    cells = [cell.replace("nan ± nan", "–").replace("nan", "–") for cell in cells]
     return f"| {' | '.join([what, str(len(runs)), *cells])} |"
 
 
@@ -269,6 +322,7 @@ def main(argv=None):
     parser.add_argument("data", help="a folder as DATASET takes it, or sample")
     parser.add_argument("--models", nargs="+", default=["."], metavar="FOLDER")
     parser.add_argument("--epochs", type=int, default=10, help="of the autoregressive GRU; 0: none")
+    parser.add_argument("--read", action="store_true", help="train recognisers: word error")
     asked = parser.parse_args(argv)
     script.DATASET, script.CONFIG = bench_ablation.place_of(asked.data), None
     with contextlib.redirect_stdout(sys.stderr):
@@ -280,12 +334,15 @@ def main(argv=None):
         rows.update(part(*arguments))
         print(f"{part.__name__}: {time.time() - began:.0f} s", file=sys.stderr, flush=True)
 
-    add(rows_of_clips, clips)
+    readers = train_readers(clips["train"]) if asked.read else []
+    if readers:
+        report_reading(readers, clips["validation"])
+    add(rows_of_clips, clips, readers)
     if asked.epochs:
         add(rows_of_own_frames, script.DATASET, asked.epochs)
-    add(rows_of_models, asked.models, clips["validation"], data)
-    print("\n| what | seeds | MSE / mean pose | DTW-MJE | motion | duration error, s |")
-    print("|---" * 6 + "|")
+    add(rows_of_models, asked.models, clips["validation"], data, readers)
+    print(f"\n| what | seeds | MSE / mean pose | {' | '.join(SHOWN)} |")
+    print("|---" * (3 + len(SHOWN)) + "|")
     for what, runs in rows.items():
         print(line_of(what, runs))
 

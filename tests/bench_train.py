@@ -174,7 +174,7 @@ def grow(times):
 
 
 # ---- threads
-CORES = f"{script.CORES}"
+CORES = f"{script.cores()}"
 THREADS = {"one thread": {"OMP_NUM_THREADS": "1"}}
 for spins in ("0", "300", "3000", "30000", "300000"):  # the library's default: 300000
     name = f"{CORES} threads, GOMP_SPINCOUNT={spins}"

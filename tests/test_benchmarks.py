@@ -33,12 +33,14 @@ def test_a_row_of_the_ablation(row, monkeypatch, capsys):
     assert '"recall_at_1": ' in capsys.readouterr().out
 
 
-def test_baselines(capsys):
+def test_baselines(monkeypatch, capsys):
     script.main(["--model", "gru"])
     figures = dict(re.findall(r"^(\w+): ([\d.]+)$", capsys.readouterr().out, re.M))
-    bench_baselines.main(["sample", "--epochs", "0"])
+    monkeypatch.setattr(bench_baselines.recogniser, "EPOCHS", 1)
+    bench_baselines.main(["sample", "--epochs", "0", "--read"])
     printed = capsys.readouterr().out
-    assert re.search(r"\| mean pose \| 1 \| 1.000 \| 0\.\d+ \| 0.00 \| – \|", printed)
+    assert re.search(r"\| mean pose \| 1 \| 1.000 \| 0\.\d+ \| 0.00 \| 0.00 \|", printed)
+    assert re.search(r"\| nearest sentence \| 3 \| .* \| [\d.]+ ± [\d.]+ \|$", printed, re.M)
     error, motion = float(figures["val_dtw_mje"]), float(figures["motion"])
     assert re.search(rf"\| GRU \| 1 \| .* \| {error:.3f} \| {motion:.2f} \| ", printed)
 

@@ -56,9 +56,20 @@ def test_a_written_pose_file_holds_the_models_keypoints(predicted):
         seen = np.arange(76) >= 21
         confidence = made.confidence[0, :frames].sigmoid().numpy() * seen
         confidence = script.resample(confidence[..., None], n)[..., 0]
+        confidence[confidence < 0.5] = 0  # what is likely not seen is not drawn
         assert abs(pose.body.confidence[:, 0] - confidence).max() < 0.001
         assert abs(pose.body.data.data[:, 0][:, seen] - wanted[:, seen]).max() < 0.5
         assert pose.header.dimensions.width == pose.header.dimensions.height == final.CANVAS
+
+
+def test_a_point_that_is_likely_unseen_has_no_confidence_in_the_file():
+    """Other viewers draw every point that has one."""
+    confidence = np.tile(np.linspace(0, 1, 76, dtype=np.float32), (4, 1))
+    pose = np.zeros((4, 76, 2), np.float32)
+    generated = final.Generated(["GO"], 0, set(), [(0, 0.16)], 0.16, pose, confidence)
+    written = Pose.read(final.pose_file(generated, 25)).body.confidence[:, 0]
+    expected = np.where(confidence < 0.5, 0, confidence)
+    np.testing.assert_allclose(written, expected, atol=1e-6)
 
 
 def test_what_was_asked_and_what_is_to_be_known_of_it_are_said(predicted, tmp_path):
