@@ -1349,7 +1349,8 @@ class PoseModel(nn.Module):
         if len(usually_seen) != len(POINTS):  # of other points nobody knows the hands
             return pose, confidence
         points = pose.unflatten(-1, (-1, 2))
-        shown = (2 * confidence[..., HAND_WRISTS]).detach().sigmoid()  # (B, T, 2)
+        # (B, T, 2): nearly 1 where the hand is shown, which it is from a confidence of 0.5 on
+        shown = (4 * confidence[..., HAND_WRISTS] + 2).detach().sigmoid()
         gap = shown[..., None] * (points[:, :, HAND_WRISTS] - points[:, :, ARM_WRISTS])
         before, elbows, wrists, after = points.split(ARMS, 2)
         return torch.cat([before, elbows + gap / 2, wrists + gap, after], 2).flatten(2), confidence

@@ -679,7 +679,7 @@ def test_an_arm_goes_to_its_hand_where_the_hand_is_shown():
     gap = torch.zeros(76)
     gap[51], gap[52] = 0 - 2 * 51, 2 * 21 - 2 * 52
     gap[49], gap[50] = gap[51] / 2, gap[52] / 2
-    for logit, share in ((-20, 0), (0, 0.5), (20, 1)):
+    for logit, share in ((-20, 0), (0, 1 / (1 + math.exp(-2))), (20, 1)):
         torch.testing.assert_close(moved[logit], share * gap, atol=1e-3, rtol=0)
 
 
