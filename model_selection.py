@@ -1577,17 +1577,15 @@ class Run:
     def check_words(self, tokenizer):
         """Report how many words the tokenizer does not know, or does not tell from another one."""
         for split, clips in self.clips.items():
-            sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
-            words = collections.Counter(itertools.chain(*sentences))
+            words = collections.Counter()
+            for gloss in clips.glosses:
+                words.update(words_for(tokenizer, gloss, MAX_GLOSS_LEN))
             known = known_pieces(tokenizer, [*words])
             share = 1 - sum(words[word] for word in known) / words.total()
             pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
             alike = len(pieces) - len({*pieces.values()})
-            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another word"
-            if share > 0.5 or alike:
-                print(f"warning: words: {said} (see MIN_GLOSS_COUNT, or BERT_NAME with bert)")
-            else:
-                print(f"  words            {said}")
+            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another"
+            print(f"{'warning: words' if share > 0.5 or alike else '  words':<18} {said}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
