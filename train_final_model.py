@@ -1589,9 +1589,14 @@ class Run:
             known = known_pieces(tokenizer, [*words])
             share = 1 - sum(words[word] for word in known) / words.total()
             pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
-            alike = len(pieces) - len({*pieces.values()})
-            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another"
-            print(f"{'warning: words' if share > 0.5 or alike else '  words':<18} {said}")
+            alike = sum(n for n in collections.Counter(pieces.values()).values() if n > 1)
+            said = (
+                f"{100 * share:.1f} % unknown in {split}, {alike} share their pieces with another"
+            )
+            if share > 0.5 or alike:
+                print(f"warning: words     {said} (see MIN_GLOSS_COUNT, BERT_NAME)")
+            else:
+                print(f"  words            {said}")
 
     def order(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
