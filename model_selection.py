@@ -1742,15 +1742,18 @@ class Run:
     def check_words(self, tokenizer):
         """Report how many words the tokenizer does not know, or does not tell from another one."""
         for split, clips in self.clips.items():
-            sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
-            words = collections.Counter(itertools.chain(*sentences))
+            words = collections.Counter()
+            for gloss in clips.glosses:
+                words.update(words_for(tokenizer, gloss, MAX_GLOSS_LEN))
             known = known_pieces(tokenizer, [*words])
             share = 1 - sum(words[word] for word in known) / words.total()
             pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
-            alike = len(pieces) - len({*pieces.values()})
-            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another word"
+            alike = sum(n for n in collections.Counter(pieces.values()).values() if n > 1)
+            said = (
+                f"{100 * share:.1f} % unknown in {split}, {alike} share their pieces with another"
+            )
             if share > 0.5 or alike:
-                print(f"warning: words: {said} (see MIN_GLOSS_COUNT, or BERT_NAME with bert)")
+                print(f"warning: words     {said} (see MIN_GLOSS_COUNT, BERT_NAME)")
             else:
                 print(f"  words            {said}")
 

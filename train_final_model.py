@@ -1748,15 +1748,18 @@ class Run:
     def check_words(self, tokenizer):
         """Report how many words the tokenizer does not know, or does not tell from another one."""
         for split, clips in self.clips.items():
-            sentences = [words_for(tokenizer, gloss, MAX_GLOSS_LEN) for gloss in clips.glosses]
-            words = collections.Counter(itertools.chain(*sentences))
+            words = collections.Counter()
+            for gloss in clips.glosses:
+                words.update(words_for(tokenizer, gloss, MAX_GLOSS_LEN))
             known = known_pieces(tokenizer, [*words])
             share = 1 - sum(words[word] for word in known) / words.total()
             pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
-            alike = len(pieces) - len({*pieces.values()})
-            said = f"{100 * share:.1f} % unknown in {split}, {alike} read as another word"
+            alike = sum(n for n in collections.Counter(pieces.values()).values() if n > 1)
+            said = (
+                f"{100 * share:.1f} % unknown in {split}, {alike} share their pieces with another"
+            )
             if share > 0.5 or alike:
-                print(f"warning: words: {said} (see MIN_GLOSS_COUNT, or BERT_NAME with bert)")
+                print(f"warning: words     {said} (see MIN_GLOSS_COUNT, BERT_NAME)")
             else:
                 print(f"  words            {said}")
 
@@ -1924,9 +1927,9 @@ def run_script(main):
 # ---- checkpoints
 def settings(world):
     """The numbers among the constants, by which a resumed run goes on as it began."""
-    numbers = {name: value for name, value in globals().items() if name.isupper()}
-    numbers = {name: value for name, value in numbers.items() if isinstance(value, (int, float))}
-    return {**numbers, "processes": world}
+    constants = {name: value for name, value in globals().items() if name.isupper()}
+    numbers = [name for name, value in constants.items() if isinstance(value, (int, float))]
+    return {"processes": world, **{name: constants[name] for name in numbers}}
 
 
 def save_epoch(run, data, digest):
@@ -2075,8 +2078,8 @@ def report(run, data):
     model.to(run.device)
 
     def metrics_of(clips):
-        made = generate(model, tokenizer, clips.glosses, max_gloss_len)
-        aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(made)]
+        answers = generate(model, tokenizer, clips.glosses, max_gloss_len)
+        aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(answers)]
         return evaluate(model, clips, run.device) | {"val_dtw_mje": np.mean(aligned)}, aligned
 
     clips = run.clips["validation"]
