@@ -2044,7 +2044,7 @@ def train(name, resume):
     device = pick_device()
     if name == "bert":
         load_pretrained()  # an error of it is told before the poses are prepared
-    clips, data = load_clips()
+    clips, data = load_clips(test=True)
     if world > 1:
         dist.init_process_group()  # not before: while one prepares, the others wait for the store
     hardware = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
