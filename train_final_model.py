@@ -40,8 +40,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-# Before torch is imported: beside other trainings, several threads that wait for each other make an
-# epoch 10 times as long; alone, one thread takes 1.6 times as long as two
+# Before torch is imported: several threads that wait for each other are slow beside other
+# trainings. Set OMP_NUM_THREADS for more
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import datasets
@@ -265,7 +265,7 @@ def load_tables(dataset):
         message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
         if "Length of header" in message:
             message += " (a text with a comma needs quotes)"
-        elif "Couldn't cast" in message:
+        elif "Couldn't cast" in message or "same columns" in str(error):
             message += " (all files need the same columns)"
         elif not os.path.exists(dataset):
             message += " (check the name, the network, HF_TOKEN, and the data set's terms)"
@@ -982,6 +982,8 @@ class Clips:
             "n_frames": self.n_frames[numbers],  # (B,)
             "seconds": self.seconds[numbers],  # (B,)
         }
+        if device.type == "cuda":  # from other memory the host would wait for each copy
+            batch = {name: value.pin_memory() for name, value in batch.items()}
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
 
