@@ -3,8 +3,8 @@
     python model_selection.py
 
 Reads the data set named below, or an embedded sample where iSign's hub id has no access token.
-Writes selection_<model>.pt for every candidate into this folder, and the prepared clips into the
-cache of `datasets`. The settings are constants at the top of the file.
+Writes selection_<model>.pt for every candidate and left_out.log into this folder, and the prepared
+clips into the cache of `datasets`. The settings are constants at the top of the file.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import bisect
 import collections
 import contextlib
 import copy
+import errno
 import fcntl
 import functools
+import glob
 import hashlib
 import io
 import itertools
@@ -91,12 +93,10 @@ MIXED_PRECISION = True  # bfloat16 on GPUs that compute with it
 # ==== SHARED BLOCK: begin (the same bytes in both scripts, which a test compares)
 # It reads in the order in which a clip travels: rows, poses, the store of prepared clips, batches,
 # models, losses and metrics, training.
-#
 # B clips of a batch, S glosses or word pieces, T frames, K keypoints, D = 2 K pose numbers, H
 # hidden size. Masks: True = real. A pose number that is NaN was not seen or is padding: it enters
 # no loss, no metric and no statistic.
 ISIGN = "Exploration-Lab/iSign"
-
 FINGERS = ["INDEX_FINGER", "MIDDLE_FINGER", "RING_FINGER", "PINKY"]
 HAND = ["WRIST", "THUMB_CMC", "THUMB_MCP", "THUMB_IP", "THUMB_TIP"]
 HAND += [f"{finger}_{joint}" for finger in FINGERS for joint in ("MCP", "PIP", "DIP", "TIP")]
@@ -114,13 +114,14 @@ PARTS = {
 }
 POINTS = [(part, name) for part, names in PARTS.items() for name in names]
 SHOULDERS = [POINTS.index(("POSE_LANDMARKS", f"{side}_SHOULDER")) for side in ("LEFT", "RIGHT")]
+NOSE = POINTS.index(("POSE_LANDMARKS", "NOSE"))
 WRISTS = [POINTS.index(("POSE_LANDMARKS", f"{side}_WRIST")) for side in ("LEFT", "RIGHT")]
 
 
 def access_token():
-    # the hub's library does not read the variable that people are told to set
-    token = os.environ.get("HUGGINGFACE_HUB_TOKEN") or huggingface_hub.get_token() or ""
-    return token.strip() or None
+    # HF_TOKEN first; the hub's library does not read the other one, which people are told to set
+    given = os.environ.get("HF_TOKEN") or os.environ.get("HUGGINGFACE_HUB_TOKEN")
+    return (given or huggingface_hub.get_token() or "").strip() or None
 
 
 def reason_of(error):
@@ -129,8 +130,8 @@ def reason_of(error):
         error = error.__cause__
     text = str(error)
     if token := access_token():
-        text = text.replace(token, "***")
-    text = re.sub(r"hf_\w+", "***", text).strip() or type(error).__name__
+        text = text.replace(token, "***").replace(repr(token)[1:-1], "***")
+    text = re.sub(r"hf_[A-Za-z0-9]{16,}", "***", text).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 
@@ -139,16 +140,12 @@ def short_hash(what):
 
 
 def check_settings():
-    """SystemExit with one line for values that are easily set wrongly."""
-    counts = {"FPS": FPS, "MAX_FRAMES": MAX_FRAMES, "MAX_GLOSS_LEN": MAX_GLOSS_LEN}
-    counts |= {"EPOCHS": EPOCHS, "PATIENCE": PATIENCE, "BATCH_SIZE": BATCH_SIZE}
-    shares = {"VALIDATION_SHARE": VALIDATION_SHARE, "DROPOUT": DROPOUT, "AVERAGE": AVERAGE}
-    wrong = [f"{name} = {value} is below 1" for name, value in counts.items() if value < 1]
-    wrong += [f"{name} = {x} is no share" for name, x in shares.items() if not 0 <= x < 1]
-    if POSE_DIM < 2 or POSE_DIM % 2:
-        wrong.append(f"POSE_DIM = {POSE_DIM} is not an x and a y for each point")
-    if wrong:
-        raise SystemExit(f"error: {'; '.join(wrong)}")
+    """SystemExit for what is easily set wrongly, and would run on without a word."""
+    if MAX_FRAMES < 1:  # elsewhere 0 means all; here each clip would become a single frame
+        raise SystemExit(f"error: MAX_FRAMES = {MAX_FRAMES} is below 1")
+    for name, value in {"MAX_BAD_SHARE": MAX_BAD_SHARE, "AVERAGE": AVERAGE}.items():
+        if not 0 <= value <= 1:  # 20 for 20 % would allow anything
+            raise SystemExit(f"error: {name} = {value} is not between 0 and 1")
 
 
 def save(path, contents):
@@ -170,30 +167,43 @@ def save(path, contents):
         Path(temporary).unlink(missing_ok=True)
 
 
+def lock_file(path, mode=fcntl.LOCK_EX):
+    """-> the file, locked until it is closed. One process goes on where there are no locks."""
+    file = open(path, "w")  # noqa: SIM115 (it stays open)
+    try:
+        fcntl.lockf(file, mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        said = f"the file system of {os.path.abspath(path)} has no locks ({error.strerror})"
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise SystemExit(f"error: {said}, which torchrun needs (HF_HOME: the cache)") from None
+        print(f"warning: {said}: start no second run at the same time")
+    return file
+
+
 def claim_folder(name):
     """Keep a second run of this name out of the folder -> the lock, which ends with the process."""
     try:
-        file = open(f".{name}.lock", "w")  # noqa: SIM115 (it stays open)
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock_file(f".{name}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise SystemExit(f"error: another run of {name} is at work in this folder") from None
-    return file
 
 
 # ---- rows: glosses, videos, splits
 MARKS = ".,;:!?¿¡\"'“”„‘’‚‹›«»()[]{}<>…·।॥-‐‑–—*/\\|،؛؟۔。、，！？：；「」『』（）"
-# soft hyphen, zero-width space and joiners, directions of writing, word joiner, byte order mark
-MARKS += "\u00ad\u061c\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
-
-# A row of the data set's tables. gloss: "" where there is none; video: None where it is not known,
-# so that the clip counts as one of its own; split: "train" or "validation"; number: in its table
+# soft hyphen, zero-width joiners, directions of writing, word joiner, byte order mark
+MARKS += "\u00ad\u061c\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
+COLUMNS = {"uid", "gloss", "text", "video", "pose"}  # that are read
+# A row of the data set's tables. gloss: "" without a word; video: None where it is not known, so
+# that the clip counts as a video of its own; split: train, validation, test; number: in its table
 Row = collections.namedtuple("Row", "uid gloss video split number")
 
 
 def split_words(text):
     """Text -> its words as they are written, without the marks at their ends."""
-    words = unicodedata.normalize("NFC", text).split()
-    return [word.strip(MARKS) for word in words if word.strip(MARKS)]
+    text = unicodedata.normalize("NFC", text).replace("\u200b", " ")  # a space of Khmer and Thai
+    return [word.strip(MARKS) for word in text.split() if word.strip(MARKS)]
 
 
 def split_glosses(text):
@@ -207,36 +217,25 @@ def video_of(uid):
     return found and (found[1] or found[2])
 
 
-def split_by_video(videos, share):
-    """Videos of the clips -> those that validate, by their hash; there is one on each side."""
-    shares = {video: random.Random(video).random() for video in videos}
-    order = sorted(shares, key=shares.get)
-    if len(order) < 2:
-        raise SystemExit("error: the clips are of a single video: there is nothing to validate on")
-    wanted = sum(value < share for value in shares.values())
-    return set(order[: min(max(1, wanted), len(order) - 1)])
-
-
-def draw_subset(videos, clips):
-    """Videos of the clips -> some that hold `clips` clips or more (0: all), always the same."""
-    sizes = collections.Counter(videos)
-    drawn, held = set(), 0
-    for video in sorted(sizes, key=lambda video: random.Random(f"subset {video}").random()):
-        if clips and held >= clips:
+def draw_videos(videos, share=1, clips=math.inf, salt=""):
+    """The videos of the clips -> a share of them, or some that hold so many clips or more."""
+    sizes, drawn = collections.Counter(videos), []
+    number = {video: random.Random(salt + video).random() for video in sizes}  # by its name alone
+    for video in sorted(sizes, key=number.get):
+        if drawn and (number[video] >= share or clips <= 0):
             break
-        drawn.add(video)
-        held += sizes[video]
+        drawn.append(video)
+        clips -= sizes[video]
     return drawn
 
 
 def choose_dataset():
-    """DATASET, or "sample" and a notice where iSign cannot be asked for."""
+    """DATASET; or "sample", and a notice, where there is no token for iSign."""
     if DATASET != ISIGN or access_token():
         return str(DATASET)
     print("!" * 80)
-    print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign,")
-    print("!!  but an embedded, synthetic SAMPLE. For iSign accept its terms, and set")
-    print("!!  HF_TOKEN (see the README).")
+    print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign, but a")
+    print("!!  synthetic SAMPLE. For iSign accept its terms, and set HF_TOKEN (see the README).")
     print("!" * 80)
     return "sample"
 
@@ -245,25 +244,14 @@ def load_tables(dataset):
     """-> the data set's tables, {split: Dataset}, and their files; SystemExit for none."""
     if dataset == "sample":
         return {"train": sample_rows(320, 1), "validation": sample_rows(80, 2)}, []
-    # of a CSV: 001 and 1e5 are texts, NA is no gap, a comma at each row's end shifts no column
-    options = {"converters": dict.fromkeys(range(100), str)}  # of each column, by its number
-    options |= {"na_filter": False, "index_col": False}
-    load = functools.partial(datasets.load_dataset_builder, dataset, CONFIG, token=access_token())
+    if "/" not in dataset and not os.path.exists(dataset):
+        raise SystemExit(f"error: DATASET {dataset!r} is no folder here, and no hub id")
     try:
-        try:
-            builder = load(**options)
-        except ValueError:  # it is no CSV
-            options = {}
-            builder = load()
-        files = list(itertools.chain(*(builder.config.data_files or {}).values()))
-        if os.path.isdir(dataset):  # of whose files the library's cache knows the README alone
-            state = [(path, os.stat(path).st_size, os.stat(path).st_mtime) for path in files]
-            cache = f"{datasets.config.HF_DATASETS_CACHE}/local_{short_hash(state)}"
-            builder = load(**options, cache_dir=cache)
-        with warnings.catch_warnings():  # of what pandas drops: texts behind an unquoted comma
+        builder, files = table_builder(dataset)
+        with warnings.catch_warnings():  # of what pandas drops: texts after an unquoted comma
             warnings.filterwarnings("error", "Length of header")
             builder.download_and_prepare()
-        return builder.as_dataset(), sorted({os.path.basename(path) for path in files})
+        return builder.as_dataset(), sorted({os.path.relpath(x, builder.base_path) for x in files})
     except Exception as error:  # of the library, which has many kinds
         message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
         if "Length of header" in message:
@@ -275,26 +263,53 @@ def load_tables(dataset):
         raise SystemExit(message) from None
 
 
+def table_builder(dataset):
+    """-> the library's builder of the data set's tables, and the paths of their files."""
+    load = functools.partial(datasets.load_dataset_builder, dataset, CONFIG, token=access_token())
+    # of a CSV: 001 and 1e5 are texts, NA is no gap, a comma at each row's end shifts no column
+    options = {"converters": dict.fromkeys(range(100), str)}  # of each column, by its number
+    options |= {"na_filter": False, "index_col": False}
+    try:
+        builder = load(**options)
+    except ValueError:  # it is no CSV
+        options = {}
+        builder = load()
+    files = list(itertools.chain(*(builder.config.data_files or {}).values()))
+    if os.path.isdir(dataset):  # of whose files the library's cache knows the README alone
+        state = [(path, os.stat(path).st_size, os.stat(path).st_mtime) for path in files]
+        cache = f"{datasets.config.HF_DATASETS_CACHE}/local_{short_hash(state)}"
+        builder = load(**options, cache_dir=cache)
+    return builder, files
+
+
+def check_splits(tables, files):
+    """SystemExit where the only split holds what the data itself calls several."""
+    table, *others = tables.values()
+    names = "(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
+    found = [{str(re.findall(names, path.lower())) for path in files}]
+    found += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
+    if not others and any(len(splits) > 1 for splits in found):
+        raise SystemExit("error: unread splits: call their files train, validation and test")
+
+
 def texts_of(table, column):
-    """A column of texts or numbers -> texts; None where there is none, or a NaN."""
+    """A column of texts or numbers -> texts; "" where there is none, or a NaN."""
     if column not in table.column_names:
-        return [None] * len(table)
+        return [""] * len(table)
     kind = table.features[column]
     if not isinstance(kind, datasets.Value) or "binary" in kind.dtype:
         raise SystemExit(f"error: the column {column} holds {kind}, which is no text")
-    values = table[column][:]
-    return [None if value is None or value != value else str(value) for value in values]
+    return ["" if value is None or value != value else str(value) for value in table[column][:]]
 
 
 def list_rows(dataset, tables):
-    """The data set's tables -> {"train": Dataset, and "validation" where it has one}, [Row]."""
+    """-> {"train": Dataset, and "validation" and "test" where there are such}, and [Row]."""
     held_out = [name for name in ("validation", "valid", "val", "dev") if name in tables]
-    names = {"train": "train"} | ({"validation": held_out[0]} if held_out else {})
+    names = {"train": "train", "validation": held_out[0] if held_out else "", "test": "test"}
     used = {split: tables[name] for split, name in names.items() if name in tables}
-    columns = [set(table.column_names) for table in used.values()]
-    text = "gloss" if all("gloss" in some for some in columns) else "text"
-    poses = "pose" if all("pose" in some for some in columns) else "uid"
-    if "train" not in used or not all({text, poses} <= some for some in columns):
+    columns = [{*table.column_names} for table in used.values()]
+    complete = all(some & {"gloss", "text"} and some & {"pose", "uid"} for some in columns)
+    if "train" not in used or not complete:
         found = [f"{name} with {', '.join(tables[name].column_names)}" for name in tables]
         raise SystemExit(
             f"error: DATASET {dataset!r} needs a split train with the columns gloss or text, and "
@@ -302,46 +317,44 @@ def list_rows(dataset, tables):
         )
     rows = []
     for split, table in used.items():
-        texts = [texts_of(table, column) for column in ("uid", text, "video")]
-        for number, (uid, gloss, video) in enumerate(zip(*texts, strict=True)):
+        read = [texts_of(table, column) for column in ("uid", "video", "gloss", "text")]
+        for number, (uid, video, *texts) in enumerate(zip(*read, strict=True)):
             uid = uid or f"row {len(rows)}"  # a name that no uid has
-            gloss = "" if gloss is None or gloss.strip() == "nan" else gloss  # iSign has "nan "
-            rows.append(Row(uid, gloss, video or video_of(uid), split, number))
+            said = [text for text in texts if split_words(text) not in ([], ["nan"])]  # iSign's nan
+            rows.append(Row(uid, [*said, ""][0], video or video_of(uid), split, number))
     return used, rows
 
 
-def choose_rows(rows, own_splits):
-    """-> {split: [Row]} of those that are used, and {reason: [uid]} of those left out.
-
-    Without splits of the data's own they are split by video. TRAIN_CLIPS and VALIDATION_CLIPS draw
-    whole videos.
-    """
+def choose_rows(rows, source, own_splits):
+    """-> {split: [Row]} of those that are used, and [(uid, reason)] of those left out."""
     video = {row: row.video or row.uid for row in rows}
-    held_out = set() if own_splits else split_by_video(video.values(), VALIDATION_SHARE)
-    left_out, seen = collections.defaultdict(list), set()
-    usable = {"train": [], "validation": []}
+    videos = [video[row] for row in rows if row.split == "train" and not own_splits]
+    held_out = set(draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1])
+    if not own_splits and not held_out:
+        raise SystemExit("error: the clips are of a single video: there is nothing to validate on")
+    left_out, usable = [], {"train": {}, "validation": {}, "test": {}}
     for row in rows:
-        split = "validation" if video[row] in held_out else row.split
-        if not split_words(row.gloss):
-            left_out["no text"].append(row.uid)
-        elif (split, row.uid) in seen:
-            left_out["uid twice"].append(row.uid)
+        held = row.split == "train" and video[row] in held_out
+        split, key = "validation" if held else row.split, source.key(row)
+        if row.gloss and key not in usable[split]:
+            usable[split][key] = row
         else:
-            seen.add((split, row.uid))
-            usable[split].append(row)
+            left_out.append((row.uid, "uid twice" if row.gloss else "no text"))
     chosen, drawn = {}, {}
-    for split, limit in (("train", TRAIN_CLIPS), ("validation", VALIDATION_CLIPS)):
-        if not usable[split]:
-            raise SystemExit(f"error: no row of the {split} split has a text ({counted(left_out)})")
-        drawn[split] = draw_subset([video[row] for row in usable[split]], limit)
-        chosen[split] = [row for row in usable[split] if video[row] in drawn[split]]
-    report_split(usable, own_splits, both=drawn["train"] & drawn["validation"])
+    for split, limit in {"train": TRAIN_CLIPS, "validation": VALIDATION_CLIPS, "test": 0}.items():
+        videos = [video[row] for row in usable[split].values()]
+        drawn[split] = set(draw_videos(videos, clips=limit or math.inf, salt="subset "))
+        if videos:
+            chosen[split] = [row for row in usable[split].values() if video[row] in drawn[split]]
+        elif split != "test":
+            raise SystemExit(f"error: no row of the {split} split has a text")
+    report_split(usable, own_splits, drawn["train"] & (drawn["validation"] | drawn["test"]))
     return chosen, left_out
 
 
 def report_split(usable, own_splits, both):
-    """What there is to know of {split: [Row]}, and of the videos that are in both."""
-    rows = usable["train"] + usable["validation"]
+    """What there is to know of {split: {key: Row}}, and of the videos that are in two splits."""
+    rows = [*usable["train"].values(), *usable["validation"].values()]
     share = len(usable["validation"]) / len(rows)
     unknown = sum(row.video is None for row in rows)
     known = f"{len(both)} videos in both; " if unknown < len(rows) else ""
@@ -354,12 +367,12 @@ def report_split(usable, own_splits, both):
 
 
 def counted(left_out):
-    """{reason: [uid]} -> how many there are of each, with a name that was looked for in vain."""
-    said = []
-    for reason, uids in sorted(left_out.items(), key=lambda item: -len(item[1])):
-        example = f" (such as {plain_name(uids[0])}.pose)" if reason in NOT_FOUND else ""
-        said.append(f"{len(uids)} {reason}{example}")
-    return ", ".join(said) or "none"
+    """[(uid, reason)] -> how many there are of each reason, with an example."""
+    uids = collections.defaultdict(list)
+    for uid, reason in left_out:
+        uids[reason].append(uid)
+    most = sorted(uids.items(), key=lambda item: -len(item[1]))
+    return ", ".join(f"{len(some)} {reason} (such as {some[0]})" for reason, some in most) or "none"
 
 
 # The sample. Points are complex: x grows to the signer's left, y downwards, shoulders at -.5 and .5
@@ -417,11 +430,10 @@ def sample_rows(n, seed):
 ROW_FPS = 25  # frames per second of the poses in rows
 MAX_DISTANCE = 10  # shoulder widths from the origin: a point farther out is a detector's error
 MAX_FPS = 240  # a file that says more does not know its frame rate
-MAX_POSE_BYTES = 2**28  # of a .pose file: 25 minutes of MediaPipe Holistic
 MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was cut short
+WHOLE_RATES = (23, 29, 47, 59, 119)  # what version 0.1 stores for 23.976, 29.97, ... a second
 GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
 HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
-NOT_FOUND = ["no .pose file", "ambiguous name"]
 
 
 class BadClip(Exception):
@@ -429,7 +441,7 @@ class BadClip(Exception):
 
 
 class Damaged(BadClip):
-    """Bytes that cannot be right: on the disk a bad clip, from the hub a fault of the hub."""
+    """Bytes that cannot be right, which the next run looks at again."""
 
 
 class PoseRows:
@@ -478,13 +490,13 @@ class JoinedFiles(fsspec.spec.AbstractBufferedFile):
 
 # A .pose file: where in the JoinedFiles it is; its size; its CRC or time, another one where it was
 # replaced; and its entry in an archive's directory
-PoseFile = collections.namedtuple("PoseFile", "start end size state info")
+PoseFile = collections.namedtuple("PoseFile", "start end size stamp info")
 
 
 class PoseFiles:
     """.pose files in a folder or a zip, whole or cut into parts by size, on the disk or the hub.
 
-    The hub is asked when a clip is missing in the store. Its files are taken to stay as they are.
+    The hub is asked when the store lacks a clip. Its files are taken to stay as they are.
     """
 
     def __init__(self, fs, place):
@@ -498,8 +510,11 @@ class PoseFiles:
     def files(self):
         """{path within the folder or zip: PoseFile}"""
         folder = self.fs.isdir(self.place)
-        paths = sorted(self.fs.find(self.place) if folder else self.fs.glob(self.place))
-        paths = [path for path in paths if path.endswith(".pose") or not folder]
+        if folder and not self.remote:  # by glob, which follows links; some of them lead nowhere
+            paths = filter(os.path.isfile, glob.glob(f"{self.place}/**", recursive=True))
+        else:
+            paths = self.fs.find(self.place) if folder else self.fs.glob(self.place)
+        paths = sorted(path for path in paths if path.endswith(".pose") or not folder)
         if not paths:
             raise SystemExit(f"error: no poses at {self.place}: name a zip, its parts or a folder")
         self.joined = JoinedFiles(self.fs, paths)
@@ -507,8 +522,8 @@ class PoseFiles:
             return self.files_of_zip()
         root, files = self.fs._strip_protocol(self.place), {}
         for path, (start, end) in zip(paths, itertools.pairwise(self.joined.starts), strict=True):
-            changed = self.fs.info(path).get("mtime")
-            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, changed, None)
+            stamp = self.fs.info(path).get("mtime")
+            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, stamp, None)
         return files
 
     def files_of_zip(self):
@@ -544,60 +559,60 @@ class PoseFiles:
         paths = self.paths_of.get(name, [])
         paths = [path for path in paths if plain_name(path) == name] or paths
         if len(paths) != 1:
-            return BadClip(NOT_FOUND[len(paths) > 1])
-        file = self.files[paths[0]]
-        return BadClip("too large") if file.size > MAX_POSE_BYTES else file
+            return BadClip("ambiguous name" if paths else "no .pose file")
+        return self.files[paths[0]]
 
     def key(self, row):
         name = plain_name(row.uid)
         if self.remote:
             return name
         file = self.find(row)
-        return f"{name}: {file if isinstance(file, BadClip) else (file.size, file.state)}"
+        return f"{name}: {file if isinstance(file, BadClip) else (file.size, file.stamp)}"
 
     def groups(self, rows):
         """Rows whose files are neighbours, and so are read by one request."""
         files = {row: self.find(row) for row in rows}
         groups = [[row] for row in rows if isinstance(files[row], BadClip)]
         found = [row for row in rows if isinstance(files[row], PoseFile)]
-        # the disk gains nothing by large groups, which take memory
-        most = GROUP_BYTES if self.remote else GROUP_BYTES // 4
-        size, last = 0, None
+        most = GROUP_BYTES if self.remote else GROUP_BYTES // 4  # the disk gains nothing by more
+        first = last = None
         for row in sorted(found, key=lambda row: files[row].start):
             start, end, *_ = files[row]
-            if start != last or size >= most:
+            if start != last or start - first >= most:
                 groups.append([])
-                size = 0
+                first = start
             groups[-1].append(row)
-            size += end - start
             last = end
         return groups
 
     def read(self, group):
-        """The files' bytes or BadClips; asked for again where the hub sent what cannot be right."""
+        """-> the bytes of each row's file, or a BadClip."""
         files = [self.find(row) for row in group]
         if isinstance(files[0], BadClip):
             return files
+        if self.remote:
+            return self.read_from_hub(group, files)
+        data = self.joined._fetch_range(files[0].start, files[-1].end)
+        return (self.unpack(file, data, files[0].start) for file in files)
+
+    def read_from_hub(self, group, files):
+        """As read, but asks again where something is damaged: by the hub, if not twice alike."""
+        before = None
         for pause in (1, 3, 9, 0):  # seconds
             try:
                 data = self.joined._fetch_range(files[0].start, files[-1].end)
             except EOFError:
                 data = b""
-            made = (self.unpack(file, data, files[0].start) for file in files)
-            if not self.remote:
-                return made
-            made = list(made)
-            bad = [row.uid for row, one in zip(group, made, strict=True) if type(one) is Damaged]
-            if not bad:
-                return made
+            found = [self.unpack(file, data, files[0].start) for file in files]
+            bad = [row.uid for row, one in zip(group, found, strict=True) if type(one) is Damaged]
+            if not bad or data == before:
+                return found
+            before = data or before
             time.sleep(pause)
         raise OSError(f"what the hub sends of {bad[0]} cannot be right")
 
     def unpack(self, file, data, first):
-        """A file's bytes, or a BadClip, out of the JoinedFiles' bytes from `first` on.
-
-        It reads an archive's entry itself: threads share no zipfile, which copies twice as much.
-        """
+        """The joined bytes from `first` on -> a file's (zipfile copies them twice), or BadClip."""
         data, info = memoryview(data)[file.start - first : file.end - first], file.info
         if info is None:
             return bytes(data) if len(data) == file.size else Damaged("cut short on its way")
@@ -622,15 +637,16 @@ def plain_name(path):
 def find_poses(dataset, tables):
     """-> where the poses of the tables are."""
     if all("pose" in table.column_names for table in tables.values()):
+        if isinstance(kind := tables["train"].features["pose"], datasets.Value):
+            raise SystemExit(f"error: pose holds {kind.dtype}: give paths in the column uid")
         return PoseRows(tables)
     if 2 * len(POINTS) != POSE_DIM:
         raise SystemExit(f"error: POSE_DIM = {POSE_DIM}: .pose files give {2 * len(POINTS)}")
     disk = fsspec.filesystem("file")
-    for place in (str(POSES), os.path.join(dataset, POSES)):
-        if disk.glob(place):
-            return PoseFiles(disk, place)
-    if os.path.isdir(dataset):
-        return PoseFiles(disk, place)  # which says that there are none
+    places = [str(POSES), os.path.join(dataset, POSES)]
+    found = [place for place in places if disk.glob(place)]
+    if found or os.path.isdir(dataset):
+        return PoseFiles(disk, [*found, places[1]][0])  # which says so where there are none
     hub = huggingface_hub.HfFileSystem(token=access_token())
     return PoseFiles(hub, f"hf://datasets/{dataset}/{POSES}")
 
@@ -642,53 +658,57 @@ def hide_unseen(points):
 
 
 def normalise(keypoints):
-    """(T, K, 2) in any unit -> in shoulder widths, from the middle of the shoulders.
-
-    The origin is the shoulders' median midpoint, the unit their median distance: one pair for the
-    whole clip, so that the hands keep their place. BadClip where the shoulders are never seen.
-    """
-    left, right = keypoints[:, SHOULDERS].swapaxes(0, 1)
+    """(T, K, 2) in any unit -> in median shoulder widths, from the shoulders' median midpoint."""
+    left, right, nose = keypoints[:, [*SHOULDERS, NOSE]].swapaxes(0, 1)
     both = np.isfinite(left + right).all(-1)
     width = np.median(np.linalg.norm(left - right, axis=-1)[both]) if both.any() else 0
     if width == 0:
         raise BadClip("no shoulders")
+    nose = nose[np.isfinite(nose).all(-1)]
+    if len(nose):  # x points right and y down, so that it is above both, the left one on the right
+        (x, y), (right_x, right_y) = np.median(left[both], 0), np.median(right[both], 0)
+        if x <= right_x or np.median(nose[:, 1]) >= min(y, right_y):
+            raise BadClip("mirrored, turned or upside down")
+    # one origin and one unit for the whole clip, so that the hands keep their place
     return (keypoints - np.median((left + right)[both] / 2, 0)) / width
 
 
 def read_keypoints(data):
-    """The bytes of a .pose file -> keypoints (T, K, 2), NaN = not seen, and its frames per second.
-
-    BadClip where the file cannot be parsed.
-    """
+    """The bytes of a .pose file -> keypoints (T, K, 2) of one person, fps, and people seen."""
     try:
         pose = pose_format.Pose.read(data)
-        points = pose.body.data.data[:, 0]
-        confidence = np.asarray(pose.body.confidence)[:, 0]
-        fps = float(pose.body.fps)
+        confidence = np.asarray(pose.body.confidence)  # (T, people, points)
+        fps, size = float(pose.body.fps), pose.header.dimensions
         names = [(part.name, name) for part in pose.header.components for name in part.points]
         column = {name: i for i, name in enumerate(names)}
         columns = np.array([column.get(point, -1) for point in POINTS])  # -1: it lacks this one
-        keypoints = points[:, columns[:, None], [0, 1]].astype(np.float32)
-        seen = (confidence[:, columns] > 0) & (columns >= 0)
+        keypoints = pose.body.data.data[:, :, columns[:, None], [0, 1]].astype(np.float32)
+        seen = (confidence[:, :, columns] > 0) & (columns >= 0)
+        keypoints = hide_unseen(np.where(seen[..., None], keypoints, np.nan))
+        frames = np.isfinite(keypoints).any((2, 3)).sum(0)  # that show each person
+        keypoints = keypoints[:, frames.argmax()]
     except Exception as error:  # whatever the library's parser meets in a file that is none
         raise BadClip("not a readable .pose file") from error
     if (columns < 0).all():
         raise BadClip("none of MediaPipe's points")
-    # A file of version 0.1 has as many frames as fit into its length. Where it was cut, coordinates
-    # are therefore read as confidences.
-    if pose.header.version < 0.15 and (confidence > MAX_CONFIDENCE).any():
+    # version 0.1 counts frames by the file's length: where it was cut, coordinates are confidences
+    old = pose.header.version < 0.15
+    if old and (confidence > MAX_CONFIDENCE).any():
         raise BadClip("cut short")
     if not 1 <= fps <= MAX_FPS:
         raise BadClip("no frame rate")
-    return normalise(hide_unseen(np.where(seen[..., None], keypoints, np.nan))), fps
+    fps = (fps + 1) / 1.001 if old and fps in WHOLE_RATES else fps
+    numbers = keypoints[np.isfinite(keypoints)]
+    if ((numbers >= 0) & (numbers <= 1)).sum() > 0.75 * len(numbers):  # of the width and height
+        keypoints *= size.width, size.height
+    return normalise(keypoints), fps, int((frames > 0).sum())
 
 
 def row_keypoints(pose):
     """A row's `pose` (T, D), in which null is a frame that shows nothing -> as read_keypoints."""
     try:
-        nothing = [np.nan] * POSE_DIM
-        frames = np.asarray([nothing if frame is None else frame for frame in pose], np.float32)
-        frames = frames.reshape(len(frames), -1)
+        frames = [[np.nan] * POSE_DIM if frame is None else frame for frame in pose]
+        frames = np.asarray(frames, np.float32).reshape(len(frames), -1)
     except (TypeError, ValueError) as error:
         raise BadClip("no table of frames") from error
     if frames.shape[1] != POSE_DIM:
@@ -696,7 +716,7 @@ def row_keypoints(pose):
     keypoints = hide_unseen(frames.reshape(len(frames), -1, 2))
     if keypoints.shape[1] == len(POINTS):  # of other points nobody knows the shoulders
         keypoints = normalise(keypoints)
-    return keypoints, ROW_FPS
+    return keypoints, ROW_FPS, 1
 
 
 def resample(keypoints, n):
@@ -711,13 +731,10 @@ def resample(keypoints, n):
 
 
 def prepare_pose(raw):
-    """What was read of a clip -> its pose (T, K, 2), T <= MAX_FRAMES, and its seconds; or BadClip.
-
-    Frames before the first and behind the last one that shows a point are no part of it.
-    """
+    """What was read of a clip -> pose (T, K, 2), T <= MAX_FRAMES, seconds, people; or BadClip."""
     if isinstance(raw, BadClip):
         raise raw
-    keypoints, fps = read_keypoints(raw) if isinstance(raw, bytes) else row_keypoints(raw)
+    keypoints, fps, people = (read_keypoints if isinstance(raw, bytes) else row_keypoints)(raw)
     distance = np.hypot(keypoints[..., 0], keypoints[..., 1])
     near = distance <= MAX_DISTANCE
     if (np.isfinite(distance) & ~near).sum() > near.sum():
@@ -726,24 +743,26 @@ def prepare_pose(raw):
     shown = np.flatnonzero(near.any(1))
     if len(shown) == 0:
         raise BadClip("nothing seen")
-    keypoints = keypoints[shown[0] : shown[-1] + 1]
+    keypoints = keypoints[shown[0] : shown[-1] + 1]  # frames at its ends may show nothing
     seconds = len(keypoints) / fps
-    return resample(keypoints, max(1, min(MAX_FRAMES, round(seconds * FPS)))), seconds
+    n = max(1, min(MAX_FRAMES, round(seconds * FPS)))
+    return resample(keypoints, n), seconds, people
 
 
 # ---- the store of prepared clips
 PREPARATION = 4  # the version of the prepared clips: another one prepares all of them anew
 
 # A line of the store's index. first: of its frames in the store; crc: of its frames; problem: for
-# which the clip is left out, or ""
-StoredClip = collections.namedtuple("StoredClip", "key first frames seconds crc problem")
+# which the clip is left out, or ""; people: whom it shows
+FIELDS = "key first frames seconds crc problem people"
+StoredClip = collections.namedtuple("StoredClip", FIELDS, defaults=[1])
 
 
 class ClipStore:
     """Prepared clips on the disk: poses.f32 has their frames (T, D), clips.jsonl a line for each.
 
-    Both only grow. A line is written when its frames are on the disk, so that a run that is killed
-    loses what it was at, and other subsets, other splits and new rows cost what is new.
+    Both only grow. A line is written when its frames are on the disk: a run that is killed loses
+    what it was at, and other subsets, other splits and new rows cost what is new.
     """
 
     def __init__(self, name):
@@ -758,49 +777,48 @@ class ClipStore:
         self.read_index()
 
     def read_index(self):
-        """-> the length in bytes of its lines that are whole, and whose frames are there.
-
-        The last line is not whole after a kill. Of a copy that was cut frames are missing.
-        """
-        lines = self.index.read_bytes().splitlines(keepends=True)
-        there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; behind the lines: it may grow
-        self.clips, self.end, length = {}, 0, 0
+        """Learn which clips are there, up to the first line that is not whole or lacks frames."""
+        lines = self.index.read_bytes().split(b"\n")[:-1]
+        there = self.poses.stat().st_size // (POSE_DIM * 4)  # frames; after the lines: it may grow
+        self.clips, self.end, self.index_bytes = {}, 0, 0
         for line in lines:
-            clip = StoredClip(**json.loads(line)) if line.endswith(b"\n") else None
-            if clip is None or clip.first + clip.frames > there:
+            try:
+                clip = StoredClip(**json.loads(line))
+            except (ValueError, TypeError):  # a full disk cut a line, which the next one joined
+                break
+            if clip.first + clip.frames > there:  # a copy was cut
                 break
             self.clips[clip.key] = clip
             self.end = clip.first + clip.frames
-            length += len(line)
-        return length
+            self.index_bytes += len(line) + 1
 
     @contextlib.contextmanager
     def locked(self):
         """Clips may be added. Another run that is to add some waits, and then knows of these.
 
-        After an error threads may still add: then the lock stays until the process ends.
+        After an error, threads may still add: then the lock stays until the process ends.
         """
-        self.lock = open(self.folder / "lock", "w")  # noqa: SIM115 (it stays open)
+        path = self.folder / "lock"
         try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lock = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print("  waiting for another run, which prepares these clips", flush=True)
-            fcntl.lockf(self.lock, fcntl.LOCK_EX)
-        os.truncate(self.index, self.read_index())
+            self.lock = lock_file(path)
+        self.read_index()
+        os.truncate(self.index, self.index_bytes)
         yield
         self.lock.close()
 
     def add(self, clips):
-        """[(key, pose (T, K, 2), seconds, problem)] -> the disk. Any thread may call it."""
+        """[(key, pose (T, K, 2), seconds, people, problem)] -> the disk. Any thread may call it."""
         with self.adding, open(self.poses, "r+b") as poses, open(self.index, "a") as index:
             poses.seek(self.end * POSE_DIM * 4)  # bytes of a float32
             lines = []
-            for key, pose, seconds, problem in clips:
+            for key, pose, seconds, people, problem in clips:
                 frames = pose.astype(np.float32).tobytes()
                 poses.write(frames)
-                crc = zlib.crc32(frames)
-                clip = StoredClip(key, self.end, len(pose), seconds, crc, str(problem or ""))
-                self.clips[key] = clip
+                place = key, self.end, len(pose), seconds, zlib.crc32(frames)
+                clip = self.clips[key] = StoredClip(*place, str(problem or ""), people)
                 self.end += len(pose)
                 if not isinstance(problem, Damaged):  # the next run looks again
                     lines.append(json.dumps(clip._asdict()) + "\n")
@@ -838,91 +856,78 @@ def add_clips(store, source, rows):
             try:
                 clips.append((source.key(row), *prepare_pose(raw), None))
             except BadClip as problem:
-                clips.append((source.key(row), np.empty(0), 0.0, problem))
+                clips.append((source.key(row), np.empty(0), 0.0, 0, problem))
         store.add(clips)
         bar.update(len(group))
 
-    groups = source.groups(rows)
     bar = tqdm(total=len(rows), desc="preparing clips", disable=None)
     pool = ThreadPoolExecutor(source.threads, "preparing")
     try:
-        for done in as_completed([pool.submit(work, group) for group in groups]):
+        for done in as_completed([pool.submit(work, group) for group in source.groups(rows)]):
             done.result()
     finally:  # after a Ctrl-C or an error what has not begun does not begin
         pool.shutdown(wait=False, cancel_futures=True)
         bar.close()
 
 
-def load_clips():
-    """The data set -> {"train": Clips, "validation": Clips}, and its name.
-
-    Prints what there is and what was left out. SystemExit where too few clips can be used.
-    """
+def load_clips(test=False):
+    """-> {"train": Clips, "validation": Clips, and "test" if asked for and there}, data's name."""
     dataset = choose_dataset()
     name = "sample data" if dataset == "sample" else dataset
     print(f"data               {name}")
     tables, files = load_tables(dataset)
     print(f"  files            {', '.join(files) or 'none'}")
+    check_splits(tables, files)
     tables, rows = list_rows(dataset, tables)
+    if unread := {column for table in tables.values() for column in table.column_names} - COLUMNS:
+        print(f"  columns unread   {', '.join(sorted(unread))}")
     source = find_poses(dataset, tables)
-    chosen, left_out = choose_rows(rows, own_splits="validation" in tables)
-    store = prepare([*chosen["train"], *chosen["validation"]], source)
-    usable = {}
-    for split, some in chosen.items():
-        pairs = [(row, store.clips[source.key(row)]) for row in some]
-        usable[split] = [(row, clip) for row, clip in pairs if not clip.problem]
-        for row, clip in pairs:
-            if clip.problem:
-                left_out[clip.problem].append(row.uid)
-        bad = len(pairs) - len(usable[split])
-        if not usable[split] or bad > MAX_BAD_SHARE * len(pairs):
-            raise SystemExit(
-                f"error: {bad} of {len(pairs)} {split} clips cannot be used, more than "
-                f"MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: {counted(left_out)}"
-            )
-    keep_apart(usable, left_out)
+    rows = [row for row in rows if test or row.split != "test"]
+    chosen, left_out = choose_rows(rows, source, own_splits="validation" in tables)
+    store = prepare([*itertools.chain(*chosen.values())], source)
+    usable, held_out, errors = {}, set(), []
+    for split, some in reversed(chosen.items()):
+        clips = [store.clips[source.key(row)] for row in some]
+        reasons = [x.problem or ("in two splits" if x.crc in held_out else "") for x in clips]
+        found = [*zip(some, clips, reasons, strict=True)]
+        usable[split] = [(row, clip) for row, clip, reason in found if not reason]
+        held_out |= {clip.crc for _, clip in usable[split]}
+        bad = [(row.uid, reason) for row, _, reason in found if reason]
+        left_out += bad
+        if not usable[split] or sum(x.problem != "" for x in clips) > MAX_BAD_SHARE * len(clips):
+            errors.append(f"{len(bad)} of {len(clips)} {split} clips ({counted(bad)})")
+    if os.environ.get("RANK", "0") == "0":  # torchrun's first process
+        lines = [f"{uid}\t{reason}\n" for uid, reason in left_out]
+        save("left_out.log", "".join(lines).encode("utf8", "backslashreplace"))
+    if errors:
+        raise SystemExit(
+            f"error: more clips cannot be used than MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: "
+            f"{'; '.join(errors)}; left_out.log names all"
+        )
     report_clips(usable, left_out)
-    return {split: Clips(pairs, store) for split, pairs in usable.items()}, name
-
-
-def contents_of(pair):
-    """What (Row, StoredClip) has in common with another one that is the same clip."""
-    row, clip = pair
-    return clip.crc, tuple(split_glosses(row.gloss))
-
-
-def keep_apart(usable, left_out):
-    """Leave training clips out that are validation clips, too."""
-    held_out = {contents_of(pair) for pair in usable["validation"]}
-    shared = [pair for pair in usable["train"] if contents_of(pair) in held_out]
-    usable["train"] = [pair for pair in usable["train"] if contents_of(pair) not in held_out]
-    if not usable["train"]:
-        raise SystemExit("error: both splits read the same file: no training clip is left")
-    if shared:
-        left_out["in both splits"] = [row.uid for row, _ in shared]
+    return {split: Clips(usable[split], store) for split in chosen}, name
 
 
 def report_clips(usable, left_out):
-    """What there is to know of {split: [(Row, StoredClip)]} and of {reason: [uid]} left out."""
-    train, validation = usable["train"], usable["validation"]
-    words = [len(split_words(row.gloss)) for row, _ in train + validation]
-    clips = [clip for _, clip in train + validation]
-    print(f"  clips            {len(train)} train, {len(validation)} validation")
-    print(f"  left out         {counted(left_out)}")
-    cut = sum(n > MAX_GLOSS_LEN for n in words)
+    """What there is to know of {split: [(Row, StoredClip)]} and of [(uid, reason)] left out."""
+    train, pairs = usable["train"], [*itertools.chain(*usable.values())]
+    sizes = [f"{len(some)} {split}" for split, some in reversed(usable.items())]
+    print(f"  clips            {', '.join(sizes)}")
+    print(f"  left out         {counted(left_out)}{'; see left_out.log' if left_out else ''}")
+    cut = sum(len(split_words(row.gloss)) > MAX_GLOSS_LEN for row, _ in pairs)
     print(f"  glosses cut      in {cut} sentences of more than {MAX_GLOSS_LEN}")
-    long = sum(round(clip.seconds * FPS) > MAX_FRAMES for clip in clips)
+    long = sum(round(clip.seconds * FPS) > MAX_FRAMES for _, clip in pairs)
     print(f"  clips resampled  {long} of more than {MAX_FRAMES} frames")
-    if single := sum(clip.frames == 1 for clip in clips):
-        print(f"  single frames    {single} clips have no more than one")
-    if twice := len(train) - len({contents_of(pair) for pair in train}):
-        print(f"  clips twice      {twice} training clips are the same as another, and stay")
-    if len({clip.seconds for clip in clips}) == 1:
-        print(
-            f"  one length       all clips last {clips[0].seconds:.2f} s: pad with NaN or 0 alone"
-        )
-    if broken := sum("\n" in row.gloss for row, _ in train + validation):
-        print(f"  line breaks      in {broken} texts: a quote left open in a CSV swallows its rows")
+    one_length = len({clip.seconds for _, clip in pairs}) == 1
+    counts = {
+        "clips of a single frame": sum(clip.frames == 1 for _, clip in pairs),
+        "training clips are the same as another": len(train) - len({x.crc for _, x in train}),
+        "clips show several people: one is taken": sum(clip.people > 1 for _, clip in pairs),
+        "texts break the line (a quote left open?)": sum("\n" in row.gloss for row, _ in pairs),
+        "clips are of one length: pad with NaN or 0": len(pairs) if one_length else 0,
+    }
+    if any(counts.values()):
+        print("  notice          ", "; ".join(f"{n} {what}" for what, n in counts.items() if n))
 
 
 # ---- batches
@@ -932,7 +937,7 @@ class Clips:
     def __init__(self, pairs, store):
         self.glosses = [row.gloss for row, _ in pairs]
         self.crcs = [clip.crc for _, clip in pairs]
-        self.first = [clip.first for _, clip in pairs]  # of their frames in the store
+        self.places = [slice(clip.first, clip.first + clip.frames) for _, clip in pairs]
         self.n_frames = torch.tensor([clip.frames for _, clip in pairs])
         self.seconds = torch.tensor([clip.seconds for _, clip in pairs])
         self.frames = store.frames()
@@ -942,7 +947,7 @@ class Clips:
 
     def pose(self, i):
         """-> (T, D), NaN = not seen"""
-        return self.frames[self.first[i] : self.first[i] + int(self.n_frames[i])]
+        return self.frames[self.places[i]]
 
     def with_tokens(self, tokenizer):
         """The same clips, with the tokens of a tokenizer in their batches."""
@@ -953,20 +958,14 @@ class Clips:
         return clips
 
     def batch(self, numbers, device):
-        """The numbers of B clips -> a batch as long as the longest of their sentences and clips.
-
-        Frames behind a clip's end are NaN, as points that were not seen are.
-        """
-        token_mask, n_frames = self.token_mask[numbers], self.n_frames[numbers]
+        """The numbers of B clips -> a batch as long as its longest; after a clip's end are NaN."""
+        token_mask, poses = self.token_mask[numbers], [self.pose(i) for i in numbers.tolist()]
         longest = token_mask.sum(1).max()
-        pose = torch.full((len(numbers), n_frames.max(), POSE_DIM), math.nan)
-        for row, i in zip(pose, numbers.tolist(), strict=True):
-            row[: self.n_frames[i]] = self.pose(i)
         batch = {
             "tokens": self.tokens[numbers, :longest],  # (B, S)
             "token_mask": token_mask[:, :longest],  # (B, S)
-            "pose": pose,  # (B, T, D)
-            "n_frames": n_frames,  # (B,)
+            "pose": nn.utils.rnn.pad_sequence(poses, True, math.nan),  # (B, T, D)
+            "n_frames": self.n_frames[numbers],  # (B,)
             "seconds": self.seconds[numbers],  # (B,)
         }
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
@@ -989,6 +988,9 @@ def training_statistics(clips):
     kept = sorted(word for word, n in words.items() if n >= MIN_GLOSS_COUNT)
     print(f"  vocabulary       {len(kept)} glosses; {len(words) - len(kept)} rarer ones are <unk>")
     print(f"  points unseen    {100 * (1 - seen.mean()):.1f} % in the training clips")
+    for part in PARTS if 2 * len(POINTS) == POSE_DIM else ():
+        if not any(seen[2 * i] for i, point in enumerate(POINTS) if point[0] == part):
+            print(f"warning: no training clip shows any of the {part}")
     statistics = {
         "mean": torch.tensor(mean).float(),
         "std": torch.tensor(np.where(std > 1e-4, std, 1)).float(),
@@ -1763,14 +1765,15 @@ def report_full_training():
         read = sum(source.fs.du(path) for path in source.fs.glob(source.place))
     except (OSError, huggingface_hub.errors.HTTPError):
         return  # without a network, all clips of this run having been prepared before
-    usable = [row.split for row in rows if split_words(row.gloss)]
-    train = usable.count("train")
-    if "validation" not in tables:
-        train = round(train * (1 - VALIDATION_SHARE))
+    usable = [row.split for row in rows if row.gloss]
+    train, validation = usable.count("train"), usable.count("validation")
+    if not validation:
+        validation = round(train * VALIDATION_SHARE)
+        train -= validation
     kept = len(usable) * MAX_FRAMES * POSE_DIM * 4  # bytes of a float32
     steps = math.ceil(train / BATCH_SIZE)
     print(f"full training      what train_final_model.py costs on all {len(rows)} rows, about")
-    print(f"  clips            {train} train, {len(usable) - train} validation")
+    print(f"  clips            {train} train, {validation} validation")
     print(f"  read             {read / 2**30:.1f} GiB of poses from the hub, once")
     print(f"  kept             at most {kept / 2**30:.1f} GiB in the cache")
     print(f"  steps            {steps} in an epoch of {BATCH_SIZE} clips each")

@@ -65,7 +65,7 @@ def random_clips(n):
     ):
         store = script.ClipStore("random")
         for row in rows:
-            store.add([(row.uid, rng.normal(size=(frames, script.POSE_DIM)), seconds, None)])
+            store.add([(row.uid, rng.normal(size=(frames, script.POSE_DIM)), seconds, 1, None)])
         return script.Clips([(row, store.clips[row.uid]) for row in rows], store)
 
 

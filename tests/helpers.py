@@ -66,6 +66,7 @@ def positions(frames, seed=0):
     }
     for side, x in (("LEFT", 400), ("RIGHT", 200)):
         where[POSE, f"{side}_SHOULDER"] = rng.normal((x, 300), 10, (frames, 2))
+    where[POSE, "NOSE"][:, 1] -= 400  # above them
     return where
 
 

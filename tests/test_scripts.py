@@ -116,7 +116,10 @@ def test_the_final_run_reports_its_best_epoch(bert, tmp_path, capsys):
 
 WRONG = [
     {"MAX_FRAMES": 0},
-    {"AVERAGE": 1.5},
+    {"MAX_BAD_SHARE": 20},
+    {"AVERAGE": 99.9},
+    {"POSE_DIM": 151},
+    {"POSE_DIM": 150},
     {"DATASET": "no/such/folder/here"},
     {"DATASET": "./nothing"},
     {"CONFIG": "nope", "DATASET": "isign"},

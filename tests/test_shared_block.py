@@ -16,8 +16,8 @@ from helpers import ROOT, edited, settings_of
 
 SCRIPTS = ["model_selection.py", "train_final_model.py"]
 FIRST, SECOND = ((ROOT / name).read_text("utf8") for name in SCRIPTS)
-EXPECTED = """check_settings save claim_folder split_words split_glosses video_of split_by_video
-    draw_subset load_tables list_rows choose_rows sample_rows PoseRows PoseFiles read_keypoints
+EXPECTED = """check_settings save claim_folder split_words split_glosses video_of draw_videos
+    load_tables list_rows choose_rows sample_rows PoseRows PoseFiles read_keypoints
     row_keypoints resample prepare_pose ClipStore prepare load_clips Clips training_statistics
     tokenize TwoWayGRU GRUEncoder TransformerEncoder PretrainedEncoder GRUDecoder TransformerDecoder
     Plan PoseModel MODELS new_model masked_mean pose_loss speed_loss duration_loss confidence_loss

@@ -1,6 +1,8 @@
 """The store of prepared clips: what it keeps, what a run that is stopped loses, two at once."""
 
+import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -31,7 +33,6 @@ from helpers import (
 import model_selection as script
 
 UIDS = [f"{i:012x}-1" for i in range(12)]
-SCRIPTS = ("model_selection.py", "train_final_model.py")
 
 
 def clips_of(*uids, frames=4, first=0):
@@ -121,21 +122,25 @@ def test_of_a_folder_the_files_that_are_new_or_replaced_are_prepared(tmp_path, p
     for uid, data in clips_of(*UIDS[8:], first=20).items():
         (poses / f"{uid}.pose").write_bytes(data)
     assert prepared() == 4 and prepared() == 0
-    assert len(script.load_clips()[0]["train"]) + len(script.load_clips()[0]["validation"]) == 12
+    assert sum(map(len, script.load_clips()[0].values())) == 12
+    (tmp_path / "all.zip").write_bytes(zipped(clips_of(*UIDS)))
+    assert prepared(POSES=str(tmp_path / "all.zip")) == 12
 
 
-def test_a_table_that_was_replaced_is_read_anew(tmp_path, prepared):
-    """Also where it has the name and size of another one."""
+def test_a_table_that_was_replaced_is_read_anew(tmp_path):
+    """Also where it has the name and size of another one, and a README names it."""
+    small(POSE_DIM=2, CONFIG=None)
     for folder, word in (("a", "go"), ("b", "no"), ("a", "so")):
-        (tmp_path / folder / "data").mkdir(parents=True, exist_ok=True)
+        data = tmp_path / folder / "data"
+        data.mkdir(parents=True, exist_ok=True)
+        (data / "README.md").write_text(
+            "---\nconfigs:\n- config_name: one\n  data_files: x.jsonl\n---\n"
+        )
         rows = [{"gloss": word, "pose": [[ord(word[0]) / 99, i + 1]] * 2} for i in range(4)]
-        for split in ("train", "validation"):
-            part = rows[:2] if split == "train" else rows[2:]
-            text = "".join(json.dumps(row) + "\n" for row in part)
-            (tmp_path / folder / "data" / f"{split}.jsonl").write_text(text)
-        change(DATASET=str(tmp_path / folder / "data"), POSE_DIM=2, CONFIG=None)
+        (data / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        change(DATASET=str(data))
         clips, _ = script.load_clips()
-        assert clips["train"].glosses == [word] * 2
+        assert set(clips["train"].glosses) == {word}
         assert clips["train"].pose(0)[0, 0].item() == pytest.approx(ord(word[0]) / 99)
 
 
@@ -151,38 +156,37 @@ def test_what_is_damaged_is_looked_at_again(tmp_path, prepared, capsys):
     assert "left out         none" in capsys.readouterr().out
 
 
-def test_the_hubs_archive_is_not_asked_for_where_all_is_prepared(tmp_path, monkeypatch):
-    """As on a node without a network. The disk's directory is read, which takes no network."""
-    folder = write(tmp_path / "isign")
-    disk = script.fsspec.filesystem("file")
-    rows = [script.Row(uid, "go", None, "train", i) for i, uid in enumerate([*UIDS, "gone"])]
-    for opened in (True, False):
-        source = script.PoseFiles(disk, str(folder / script.POSES))
-        source.remote = True  # the disk in the hub's place
-        store = script.prepare(rows, source)
-        assert ("files" in vars(source)) == opened
-    assert store.clips["gone"].problem == "no .pose file" and len(store.clips) == 13
-
-
-def test_a_line_that_was_cut_and_frames_without_a_line_are_lost_and_no_more(tmp_path, prepared):
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_line_that_was_cut_and_frames_without_a_line_are_lost_and_no_more(
+    joined, tmp_path, prepared
+):
+    """By a kill; or by a full disk, where another thread's line joined it."""
     write(tmp_path / "isign")
     assert prepared() == 12
     index, poses = (only_store(tmp_path) / name for name in ("clips.jsonl", "poses.f32"))
-    text = index.read_bytes()
-    lines = text.splitlines(keepends=True)
-    index.write_bytes(b"".join(lines[:10]) + lines[10][:20])
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join(lines[:10]) + lines[10][:20] + lines[11] * joined)
     with open(poses, "ab") as file:
         file.write(b"x" * 1000)
     assert prepared() == 2 and len(check(only_store(tmp_path))) == 12
     assert prepared() == 0
 
 
+def test_clips_that_show_several_people_are_counted(tmp_path, prepared, capsys):
+    write(tmp_path / "isign")
+    read = script.read_keypoints
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "read_keypoints", lambda data: (*read(data)[:2], 2))
+        assert prepared() == 12
+    assert prepared() == 0
+    said = "  notice           12 clips show several people: one is taken"
+    assert capsys.readouterr().out.count(said) == 2  # also where the store knows it
+
+
 # ---- runs that are stopped, and two at once
 
 
-def test_clips_whose_frames_are_missing_in_a_copy_of_the_store_are_prepared_anew(
-    tmp_path, prepared
-):
+def test_clips_whose_frames_a_copy_of_the_store_lacks_are_prepared_anew(tmp_path, prepared):
     write(tmp_path / "isign")
     assert prepared() == 12
     poses = only_store(tmp_path) / "poses.f32"
@@ -191,6 +195,69 @@ def test_clips_whose_frames_are_missing_in_a_copy_of_the_store_are_prepared_anew
     some = prepared(TRAIN_CLIPS=2, VALIDATION_CLIPS=1)  # what is written now is where others were
     assert prepared(TRAIN_CLIPS=0, VALIDATION_CLIPS=0) == 9 - some and 0 < some < 9
     assert len(check(only_store(tmp_path))) == 12 and prepared() == 0
+
+
+class CountedSource:
+    """Poses that are made up; which clips are read is written down."""
+
+    name, threads = "counted", 2
+
+    def key(self, row):
+        return row.uid
+
+    def groups(self, rows):
+        return [[row] for row in rows]
+
+    def read(self, group):
+        with open("read.txt", "a") as file:
+            file.write(f"{group[0].uid}\n")
+        time.sleep(0.01)
+        return [[[1.0, 2.0]]]
+
+
+def test_of_three_processes_that_start_at_once_one_reads_each_clip(tmp_path, capfd):
+    """As torchrun's do. Those that wait find that nothing is missing."""
+    small(POSE_DIM=2)
+    rows = [script.Row(str(i), "go", None, "train", i) for i in range(40)]
+    fork = multiprocessing.get_context("fork")
+    together = fork.Barrier(3)
+
+    def work():
+        together.wait()
+        store = script.prepare(rows, CountedSource())
+        os._exit(len(store.clips) != 40 or store.frames().shape != (40, 2))
+
+    processes = [fork.Process(target=work) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert "waiting for another run, which prepares these clips" in capfd.readouterr().out
+    assert sorted(Path("read.txt").read_text().split(), key=int) == [row.uid for row in rows]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_one_process_goes_on_and_several_end_with_a_line(
+    number, tmp_path, monkeypatch, capsys
+):
+    write(tmp_path / "isign")
+
+    def lockf(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(script.fcntl, "lockf", lockf)
+    assert sum(map(len, script.load_clips()[0].values())) == 12
+    said = f"the file system of {only_store(tmp_path)}/lock has no locks ({os.strerror(number)})"
+    assert capsys.readouterr().out.count(f"warning: {said}") == 1
+    script.claim_folder("gru").close()
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for claim in (script.load_clips, lambda: script.claim_folder("gru")):
+        with pytest.raises(
+            SystemExit, match="^error: the file system of .* has no locks .*HF_HOME"
+        ):
+            claim()
 
 
 def test_killed_at_any_moment_a_store_is_whole_and_nothing_is_lost_but_what_it_was_at(tmp_path):
@@ -216,23 +283,17 @@ def test_killed_at_any_moment_a_store_is_whole_and_nothing_is_lost_but_what_it_w
     assert kills >= 20 and kept == 400
 
 
-def script_of(tmp_path, name, slow=0.0, **settings):
-    """An edited copy of a script, which takes its time for each clip -> its path."""
+def start(slow):
+    """model_selection.py, which takes so many seconds for each clip, as a process of its own."""
     values = {setting: getattr(script, setting) for setting in DEFAULTS[script]}
-    values = {key: value for key, value in values.items() if key != "CANDIDATES"}
-    values |= {"EMBED_DIM": 16, "HIDDEN_DIM": 16, "EPOCHS": 1, **settings}
-    source = edited((ROOT / name).read_text("utf8"), **values)
+    source = edited((ROOT / "model_selection.py").read_text("utf8"), **values)
     line = "    if isinstance(raw, BadClip):\n"
     assert source.count(line) == 1
-    path = tmp_path / name
-    path.write_text(source.replace(line, f"    time.sleep({slow})\n{line}"), "utf8")
-    return path
-
-
-def start(path, *arguments, out="out.txt"):
-    with open(out, "w") as file:
+    source = source.replace(line, f"    time.sleep({slow})\n{line}")
+    Path("script.py").write_text(source.replace("GROUP_BYTES = 2**24", "GROUP_BYTES = 2**16"))
+    with open("out.txt", "w") as file:
         environment = {**os.environ, "HF_DATASETS_CACHE": "cache"}
-        command = [sys.executable, str(path), *arguments]
+        command = [sys.executable, "script.py"]
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment)
 
 
@@ -252,9 +313,7 @@ def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_
     number, tmp_path
 ):
     write(tmp_path / "isign", [f"{i:012x}-1" for i in range(300)], frames=2)
-    path = script_of(tmp_path, "model_selection.py", slow=0.01)
-    path.write_text(path.read_text("utf8").replace("GROUP_BYTES = 2**24", "GROUP_BYTES = 2**16"))
-    run = start(path)
+    run = start(slow=0.01)
     until(lambda: lines_of(tmp_path) > 20)
     began = time.time()
     os.kill(run.pid, number)
@@ -262,17 +321,6 @@ def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_
     out = Path("out.txt").read_text()
     assert out.endswith("\nstopped; what was prepared and saved stays\n") and "Trace" not in out
     assert 20 < len(check(only_store(tmp_path))) < 300
-
-
-def test_two_scripts_that_prepare_at_once_end_with_one_whole_store(tmp_path):
-    write(tmp_path / "isign", [f"{i:012x}-1" for i in range(60)], frames=2)
-    paths = [script_of(tmp_path, name, slow=0.1) for name in SCRIPTS]
-    runs = [start(paths[0], out="0.txt"), start(paths[1], "--model", "gru", out="1.txt")]
-    codes = [run.wait(100) for run in runs]
-    said = "".join(Path(f"{i}.txt").read_text() for i in range(2))
-    assert codes == [0, 0], said
-    assert said.count("waiting for another run, which prepares these clips") == 1
-    assert len(check(only_store(tmp_path))) == 60
 
 
 @pytest.fixture
@@ -317,9 +365,3 @@ def test_an_error_of_one_thread_ends_the_preparing(tmp_path, monkeypatch):
     assert subprocess.run([sys.executable, "-c", take, lock], stderr=subprocess.DEVNULL).returncode
     del ended
     until(lambda: threads() <= before, 10)
-
-
-def test_the_parts_may_be_one_zip_elsewhere(tmp_path, prepared):
-    write(tmp_path / "isign")
-    (tmp_path / "all.zip").write_bytes(zipped(clips_of(*UIDS)))
-    assert prepared(POSES=str(tmp_path / "all.zip")) == 12
