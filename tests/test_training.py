@@ -722,7 +722,7 @@ def test_a_test_split_is_reported_once_and_neither_trained_on_nor_chosen_by(
     load, evaluated = final.load_clips, []
     evaluate = final.evaluate
 
-    def load_three():
+    def load_three(test):
         clips, data = load()
         return {**clips, "test": clips["train"]}, data
 
