@@ -72,7 +72,7 @@ def test_what_was_asked_and_what_is_to_be_known_of_it_are_said(predicted, tmp_pa
         assert re.match(rf"predictions/{path.name}   \d+\.\d\d s(   |$)", line)
     assert not (tmp_path.parent / "x").exists() and not list(tmp_path.glob("x*"))
     unknown = [re.findall("   unknown: (.*?)(?:   |$)", line) for line in lines]
-    assert unknown == [[], [], ["X"], ["IMG SRC X ONERROR ALERT 1"], []]
+    assert unknown == [[], [], ["X"], ["IMG SRC=X ONERROR=ALERT(1"], []]
     assert "   cut to 16 glosses" in lines[4]
     seconds, rate = map(
         float, re.search(r"  ([\d.]+) s   ([\d.]+) of 25 frames", lines[4]).groups()
