@@ -906,7 +906,7 @@ def load_clips(test=False):
             errors.append(f"{len(bad)} of {len(clips)} {split} clips ({counted(bad)})")
     if os.environ.get("RANK", "0") == "0":  # torchrun's first process
         lines = [f"{uid}\t{reason}\n" for uid, reason in left_out]
-        save("left_out.log", "".join(lines).encode("utf8", "backslashreplace"))
+        Path("left_out.log").write_text("".join(lines), "utf8", "backslashreplace")
     if errors:
         raise SystemExit(
             f"error: more clips cannot be used than MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: "

@@ -79,7 +79,9 @@ def test_mixed_precision_learns_alike_and_leaves_the_grus_alone(name, tiny, monk
         if mixed:
             in_bfloat16(monkeypatch)
         run = new_run(name, **settings)
-        for key, layer in (("linear", run.model.duration[0]), ("gru", run.model.decoder)):
+        layers = run.model.encoder.modules()
+        linear = next(layer for layer in layers if isinstance(layer, torch.nn.Linear))
+        for key, layer in (("linear", linear), ("gru", run.model.decoder)):
             layer = layer.gru.there if key == "gru" and name != "transformer" else layer
             layer.register_forward_hook(
                 lambda _, x, y, key=key: kinds.update({key: (y[0] if key == "gru" else y).dtype})
