@@ -1680,7 +1680,7 @@ def evaluate(model, clips, device, rank=0, world=1):
         batch = clips.batch(numbers, device)
         for name, value in batch_sums(model, batch).items():
             sums[name] += value
-    total = {name: mean_over_processes(value).cpu().numpy() for name, value in sums.items()}
+    total = {name: np.array(mean_over_processes(x).tolist()) for name, x in sums.items()}
     metrics = {
         "val_mse": total["squares"] / total["numbers"],
         "val_mae": total["absolute"] / total["numbers"],

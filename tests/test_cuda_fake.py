@@ -30,7 +30,7 @@ class FakeGRU(nn.Module):
 class FakeClips:
     """16 clips, which make two batches, of 10 tokens and 12 frames."""
 
-    unknown = 0
+    glosses = ["HI"]
 
     def __len__(self):
         return 16
