@@ -414,7 +414,7 @@ def test_a_batch_has_nan_after_the_end_of_its_clips(tmp_path):
     ]
     clips = load(write_rows(tmp_path / "data", rows, rows_of(5)[4:]), POSE_DIM=4)["train"]
     clips = clips.with_tokens(script.gloss_tokenizer(["<pad>", "<unk>", "GO"]))
-    batch = clips.batch(script.torch.tensor([2, 0]), "cpu")
+    batch = clips.batch(script.torch.tensor([2, 0]), script.torch.device("cpu"))
     assert batch["pose"].shape == (2, 3, 4) and batch["tokens"].tolist() == [[2, 2, 2], [2, 0, 0]]
     assert batch["pose"].isfinite().all(-1).tolist() == [[True] * 3, [True, False, False]]
     assert batch["pose"][0].tolist() == clips.pose(2).tolist()

@@ -47,7 +47,7 @@ def is_readable(out):
     assert "\r" not in out and "\x1b" not in out
     lines = [line for line in out.splitlines() if " epoch " in line or "val mse" in line]
     assert {len(line) for line in lines} == {len(model_selection.HEADER)}
-    narrow = [x for x in out.splitlines() if "data settings" not in x and "BERT_NAME =" not in x]
+    narrow = [x for x in out.splitlines() if "data settings" not in x and "BERT_NAME" not in x]
     assert max(map(len, narrow)) <= 90
 
 
