@@ -1072,7 +1072,7 @@ WAVE_DIM = 1 + 2 * WAVES
 class Signing(NamedTuple):
     """What a model makes of B sentences of S tokens."""
 
-    pose: torch.Tensor  # (B, max_frames, D) in shoulder widths, 0 behind the end
+    pose: torch.Tensor  # (B, max_frames, D) in shoulder widths, 0 after the end
     seconds: torch.Tensor  # (B,)
     confidence: torch.Tensor  # (B, max_frames, K), logits of the points' being seen
     keys: torch.Tensor  # (B, S), by which the tokens are sorted into signing order
@@ -1227,7 +1227,7 @@ class Plan(nn.Module):
 
     The signs are the tokens sorted by a key. It begins as the token's place in the text, so that
     for glosses in signing order nothing is to be learned, and is moved by the token's state and by
-    how many tokens before and behind it are signed: those that last about 0 s do not count. To have
+    how many tokens before and after it are signed: those that last about 0 s do not count. To have
     a gradient the sorting is soft (SoftSort, Prillo and Eisenschlos 2020): sign i reads the tokens
     whose keys are near the key of rank i.
     """
@@ -1236,7 +1236,7 @@ class Plan(nn.Module):
     step = 2  # places that a key is moved by an output of 1
     softness = 0.5  # places within which keys are near each other
     signed_from = 0.25  # mean glosses: from about this duration on a token counts as signed
-    padding = 1e4  # a key behind all others
+    padding = 1e4  # a key after all others
 
     def __init__(self, width):
         super().__init__()
@@ -1253,8 +1253,8 @@ class Plan(nn.Module):
         # without a gradient: that keys and durations pull at each other upsets a training
         signed = 1 - (-durations.detach() / self.signed_from).exp()
         before = signed.cumsum(1) - signed
-        behind = signed.sum(1, keepdim=True) - signed - before
-        waves = [sinusoidal_features(count / self.half_turn) for count in (before, behind)]
+        after = signed.sum(1, keepdim=True) - signed - before
+        waves = [sinusoidal_features(count / self.half_turn) for count in (before, after)]
         moved = self.move(states + self.counts(torch.cat(waves, -1))).squeeze(-1)
         keys = torch.arange(states.shape[1], device=states.device) + self.step * moved
         keys = keys.masked_fill(~token_mask, self.padding)
@@ -1501,7 +1501,8 @@ def blurred(pose, seen, width):
     frame = torch.arange(pose.shape[1], device=pose.device)
     weights = (-(((frame[:, None] - frame) / width[:, None, None]) ** 2) / 2).exp()
     seen = seen.float()
-    return weights @ (pose * seen) / (weights @ seen).clamp(min=1e-6)
+    with torch.autocast(pose.device.type, enabled=False):  # bfloat16 would round the movement
+        return weights @ (pose * seen) / (weights @ seen).clamp(min=1e-6)
 
 
 def swing(pose, seen, rate):

@@ -621,6 +621,14 @@ def test_movement_is_measured_in_the_runs_that_show_a_point(batch_size):
     assert metrics["reach"] == pytest.approx(expected[0] / expected[1], rel=0.02)
 
 
+def test_the_loss_of_movement_is_in_float32_under_mixed_precision():
+    pose, target = 5 + torch.randn(2, 2, 30, 4)
+    rate = torch.full((2,), 25.0)
+    loss = script.movement_loss(pose, target, rate)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(script.movement_loss(pose, target, rate), loss)
+
+
 def test_trembling_is_no_motion():
     t = np.arange(75) / 25
     real = np.tile((np.sin(2 * np.pi * t) + 0.01 * np.sin(20 * np.pi * t))[:, None], (1, 152))
