@@ -1479,27 +1479,41 @@ def mean_over_processes(value):
     return value
 
 
-def masked_mean(values, mask):
-    """The mean of values where mask is True, over all processes.
-
-    Each process divides its own sum by the mean count of all: DistributedDataParallel averages the
-    gradients, which makes it the sum of all sums over the sum of all counts.
-    """
-    count = mean_over_processes(mask.sum().float())
-    return torch.where(mask, values, 0).sum() / count.clamp(min=1e-6)  # a mean count may be 0.5
-
-
+# Each loss is a sum, and what training_loss divides it by
 def pose_loss(pose, target):
-    """Mean squared error; pose (B, max_frames, D), target (B, T, D), NaN = not seen or padding."""
+    """Squared error; pose, target (B, T, D), NaN = not seen or padding."""
     seen = target.isfinite()
-    return masked_mean((pose[:, : target.shape[1]] - target.nan_to_num()).square(), seen)
+    return torch.where(seen, pose - target.nan_to_num(), 0).square().sum(), seen.sum()
 
 
-def relative_error(made, real):
-    """The squared error of what is known (not NaN) of real, over the sum of its squares."""
-    known = real.isfinite()
-    scale = mean_over_processes(real.nan_to_num().square().sum()).clamp(min=1e-6)
-    return torch.where(known, made - real.nan_to_num(), 0).square().sum() / scale
+def relative_loss(made, real):
+    """Squared error of what is known (not NaN) of real, and the sum of real's squares."""
+    error = torch.where(real.isfinite(), made - real.nan_to_num(), 0)
+    return error.square().sum(), real.nan_to_num().square().sum()
+
+
+def step_loss(pose, target):
+    """Of each frame's step. It rewards what follows the real one, and punishes trembling."""
+    return relative_loss(pose.diff(dim=1), target.diff(dim=1))
+
+
+def swing_loss(pose, target, rate):
+    """Of the swing; rate (B,): frames per second.
+
+    An average of several clips moves too little: how much, the swing tells.
+    """
+    seen = target.isfinite()
+    real = swing(target.nan_to_num(), seen, rate).masked_fill(~seen[..., ::2], math.nan)
+    return relative_loss(swing(pose, seen, rate), real)
+
+
+def swing(pose, seen, rate):
+    """Pose (B, T, D) -> how far each point (B, T, K) is from its middle.
+
+    Of what moves slower than SWING[0] and faster than SWING[1] alone.
+    """
+    fast, slow = (blurred(pose, seen, seconds * rate) for seconds in SWING)
+    return ((fast - slow).unflatten(-1, (-1, 2)).square().sum(-1) + 1e-8).sqrt()
 
 
 def blurred(pose, seen, width):
@@ -1511,33 +1525,11 @@ def blurred(pose, seen, width):
         return weights @ (pose * seen) / (weights @ seen).clamp(min=1e-6)
 
 
-def swing(pose, seen, rate):
-    """Pose (B, T, D), frames per second (B,) -> how far each point (B, T, K) is from its middle.
-
-    Of what moves slower than SWING[0] and faster than SWING[1] alone.
-    """
-    fast, slow = (blurred(pose, seen, seconds * rate) for seconds in SWING)
-    return ((fast - slow).unflatten(-1, (-1, 2)).square().sum(-1) + 1e-8).sqrt()
-
-
-def movement_loss(pose, target, rate):
-    """The errors of each frame's step and of the swing; rate (B,): frames per second.
-
-    What follows the real step is rewarded, and trembling is not. But an average of several clips
-    moves too little; how much, the swing knows, which is slow enough to be foreseen.
-    """
-    seen = target.isfinite()
-    pose = pose[:, : target.shape[1]]
-    steps = relative_error(pose.diff(dim=1), target.diff(dim=1))
-    real = swing(target.nan_to_num(), seen, rate).masked_fill(~seen[..., ::2], math.nan)
-    return steps + relative_error(swing(pose, seen, rate), real)
-
-
 def duration_loss(seconds, target):
-    """Mean squared error of the log duration; seconds, target (B,)."""
+    """Squared error of the log duration; seconds, target (B,)."""
     shortest = 0.001  # seconds, so that its logarithm is finite
     error = seconds.clamp(min=shortest).log() - target.log()
-    return masked_mean(error.square(), torch.ones_like(error, dtype=torch.bool))
+    return error.square().sum(), torch.ones_like(error).sum()
 
 
 def points_seen(batch):
@@ -1547,28 +1539,35 @@ def points_seen(batch):
     return batch["pose"][..., ::2].isfinite().float().masked_fill(padding[..., None], math.nan)
 
 
-def confidence_loss(confidence, seen):
-    """Binary cross-entropy of the logits (B, max_frames, K); seen: see points_seen."""
-    logits = confidence[:, : seen.shape[1]]
-    error = nn.functional.binary_cross_entropy_with_logits(
-        logits, seen.nan_to_num(), reduction="none"
-    )
-    return masked_mean(error, seen.isfinite())
+def confidence_loss(logits, seen):
+    """Binary cross-entropy; logits (B, T, K), seen: see points_seen."""
+    real = seen.isfinite()
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits
+    return cross_entropy(logits, seen.nan_to_num(), real.float(), reduction="sum"), real.sum()
 
 
 def training_loss(model, batch):
-    """-> the loss that is minimised, and the MSE of the pose that is within it."""
+    """-> the loss that is minimised; the pose's squared error and its count in this process."""
     target = batch["pose"]
-    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest=target.shape[1])
+    longest = target.shape[1]
+    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
+    pose, rate = made.pose[:, :longest], batch["n_frames"] / batch["seconds"]
+    losses = [
+        pose_loss(pose, target),
+        step_loss(pose, target),
+        swing_loss(pose, target, rate),
+        duration_loss(made.seconds, batch["seconds"]),
+        confidence_loss(made.confidence[:, :longest], points_seen(batch)),
+    ]
+    sums, counts = (torch.stack([*some]).float() for some in zip(*losses, strict=True))
+    # by the mean count of all processes: DistributedDataParallel averages the gradients, which
+    # makes it the sum of all sums over the sum of all counts. A mean count may be 0.5
+    mse, steps, swings, duration, confidence = sums / mean_over_processes(counts).clamp(min=1e-6)
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
-    rate = batch["n_frames"] / batch["seconds"]
-    mse = pose_loss(made.pose, target)
-    loss = mse / variance
-    loss = loss + MOTION_WEIGHT * movement_loss(made.pose, target, rate)
-    loss = loss + DURATION_WEIGHT * duration_loss(made.seconds, batch["seconds"])
-    loss = loss + CONFIDENCE_WEIGHT * confidence_loss(made.confidence, points_seen(batch))
-    return loss, mse.detach()
+    loss = mse / variance + MOTION_WEIGHT * (steps + swings)
+    loss = loss + DURATION_WEIGHT * duration + CONFIDENCE_WEIGHT * confidence
+    return loss, torch.stack([sums[0].detach(), counts[0]])
 
 
 def hands_of(pose):
@@ -1579,53 +1578,45 @@ def hands_of(pose):
     return torch.cat([points[:, :, : 2 * len(HAND)], points[:, :, ARM_WRISTS]], 2)
 
 
-def runs_of(seen):
-    """seen (B, T, K) -> first and last frame (B, T, K) of the run of seen frames around each."""
-    frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
-    to_come = len(frame) - 1 - frame
-    around = nn.functional.pad(seen, (0, 0, 1, 1))
-    first = torch.where(seen & ~around[:, :-2], frame, 0).cummax(1).values
-    after_last = torch.where(seen & ~around[:, 2:], to_come, 0).flip(1).cummax(1).values.flip(1)
-    return first, len(frame) - 1 - after_last
-
-
-def movement(points, first, last, used, rate):
-    """Points (B, T, K, 2) in runs of frames, frames per second (B,) -> two sums over those used.
-
-    The path after a Gaussian of MOTION_SECONDS, for which each run goes on as it begins and ends;
-    and the energy of the rest from TREMBLE_HZ on.
-    """
+def smoothed(points, first, last, rate):
+    """Points (B, T, K, 2) after a Gaussian of MOTION_SECONDS; runs go on as they begin and end."""
     frame = torch.arange(points.shape[1], device=points.device)[:, None]
     width = MOTION_SECONDS * rate[:, None, None, None]  # frames
-    smooth = total = 0
+    total = weights = 0
     for offset in range(-MOTION_FRAMES, MOTION_FRAMES + 1):
         at = (frame + offset).clamp(first, last)[..., None].expand_as(points)
-        weight = (-((offset / width) ** 2) / 2).exp() * (abs(offset) <= (3 * width).ceil())
-        smooth = smooth + weight * points.gather(1, at)
-        total = total + weight
-    smooth = smooth / total
-    within = used[:, 1:] & (first[:, 1:] < frame[1:])
-    path = torch.where(within, smooth.diff(dim=1).norm(dim=-1), 0).sum()
-    length = last - first + 1
-    window = (math.pi * (frame - first) / (length - 1).clamp(min=1)).sin().square()  # Hann's
-    waves = torch.fft.rfft((points - smooth) * (window * length.sqrt() * used)[..., None], dim=1)
-    hertz = torch.arange(waves.shape[1], device=points.device) * rate[:, None] / len(frame)
-    return path, (waves.abs().square().sum((2, 3)) * (hertz >= TREMBLE_HZ)).sum()
+        weight = (-((offset / width) ** 2) / 2).exp()
+        total = total + weight * points.gather(1, at)
+        weights = weights + weight
+    return total / weights
 
 
 def movement_sums(pose, target, rate):
     """Poses (B, T, D), frames per second (B,) -> {name: sum} of generated and of real movement.
 
-    A point of the hands counts in the runs of frames that show it for SHORTEST_RUN or more.
+    The path after a Gaussian of MOTION_SECONDS, and the energy of the rest from TREMBLE_HZ on. A
+    point of the hands counts in the runs of frames that show it for SHORTEST_RUN or more.
     """
-    real = hands_of(target)
-    seen = real.isfinite().all(-1)
-    first, last = runs_of(seen)
-    used = seen & (last - first + 1 >= (SHORTEST_RUN * rate).clamp(min=8)[:, None, None])
+    made, real = hands_of(pose), hands_of(target)
+    seen = real.isfinite().all(-1)  # (B, T, K)
+    frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
+    end = len(frame) - 1
+    # of a run, known within it
+    first = torch.where(seen, 0, frame + 1).cummax(1).values.clamp(max=end)
+    last = torch.where(seen, end, frame - 1).flip(1).cummin(1).values.flip(1).clamp(min=0)
+    length = last - first + 1
+    used = seen & (length >= (SHORTEST_RUN * rate).clamp(min=8)[:, None, None])
+    hann = (math.pi * (frame - first) / (length - 1).clamp(min=1)).sin().square()
+    window = (hann * length.clamp(min=0).sqrt() * used)[..., None]
+    hertz = torch.arange(len(frame) // 2 + 1, device=rate.device) * rate[:, None] / len(frame)
     sums = {}
-    for name, points in (("", hands_of(pose)), ("real_", real)):
+    for name, points in (("", made), ("real_", real)):
         points = torch.where(seen[..., None], points, 0)
-        sums[f"{name}path"], sums[f"{name}tremble"] = movement(points, first, last, used, rate)
+        smooth = smoothed(points, first, last, rate)
+        steps = smooth.diff(dim=1).norm(dim=-1)
+        energy = torch.fft.rfft((points - smooth) * window, dim=1).abs().square().sum((2, 3))
+        sums[f"{name}path"] = (steps * (used[:, 1:] & used[:, :-1])).sum()
+        sums[f"{name}tremble"] = (energy * (hertz >= TREMBLE_HZ)).sum()
     return sums
 
 
@@ -1639,15 +1630,18 @@ def reach_counts(pose, shown):
     points = pose.unflatten(-1, (-1, 2))
     distance = (points[:, :, HAND_WRISTS] - points[:, :, ARM_WRISTS]).norm(dim=-1)
     both = shown[:, :, HAND_WRISTS] & shown[:, :, ARM_WRISTS]
-    return torch.histc(
-        torch.where(both, distance.clamp(max=MAX_REACH), -1), REACH_BINS, 0, MAX_REACH
-    )
+    distance = torch.where(both, distance.clamp(max=MAX_REACH), -1)
+    return torch.histc(distance, REACH_BINS, 0, MAX_REACH)
 
 
 def percentile_99(counts):
     """Counts (REACH_BINS,) -> the distance that 99 % of them do not pass; NaN for no counts."""
     place = np.searchsorted(counts.cumsum(), 0.99 * counts.sum())
     return (place + 0.5) * MAX_REACH / REACH_BINS if counts.any() else math.nan
+
+
+SUMS = "squares absolute mean_squares numbers duration_error clips mistaken points path real_path "
+SUMS += "tremble real_tremble"
 
 
 @torch.no_grad()
@@ -1662,24 +1656,12 @@ def evaluate(model, clips, device, rank=0, world=1):
     divided once.
     """
     model.eval()
-    names = [
-        "squares",
-        "absolute",
-        "mean_squares",
-        "numbers",
-        "duration_error",
-        "clips",
-        "mistaken",
-    ]
-    names += ["points", "path", "real_path", "tremble", "real_tremble"]
-    shapes = dict.fromkeys(names, ()) | {"reach": REACH_BINS, "real_reach": REACH_BINS}
-    sums = {}
-    for name, shape in shapes.items():
-        sums[name] = torch.zeros(shape, dtype=torch.float64, device=device)
+    shapes = dict.fromkeys(SUMS.split(), ()) | {"reach": REACH_BINS, "real_reach": REACH_BINS}
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    sums = {name: value.to(device) for name, value in sums.items()}
     batches = torch.arange(len(clips))[rank::world].split(BATCH_SIZE)
     for numbers in filter(len, batches):  # of few clips a process may have none
-        batch = clips.batch(numbers, device)
-        for name, value in batch_sums(model, batch).items():
+        for name, value in batch_sums(model, clips.batch(numbers, device)).items():
             sums[name] += value
     total = {name: np.array(mean_over_processes(x).tolist()) for name, x in sums.items()}
     metrics = {
@@ -1829,7 +1811,7 @@ def train_one_epoch(run, model, schedule, label):
     for step, numbers in enumerate(bar, run.epochs_done * len(batches)):
         batch = run.clips["train"].batch(numbers, run.device)
         with mixed_precision(run.device):
-            loss, mse = training_loss(model, batch)
+            loss, errors = training_loss(model, batch)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
@@ -1839,8 +1821,7 @@ def train_one_epoch(run, model, schedule, label):
         with torch.no_grad():
             for mean, weight in weights:
                 mean.lerp_(weight, 1 - memory)
-        count = mean_over_processes(batch["pose"].isfinite().sum().float())
-        sums += torch.stack([mse * count, count]).double()
+        sums += errors
     squares, count = mean_over_processes(sums).tolist()
     return squares / max(count, 1)
 

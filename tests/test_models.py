@@ -93,7 +93,8 @@ def ask(model, batch):
 
 def loss_of(model, batch, duration=0.0, motion=0.0, confidence=0.0):
     change(DURATION_WEIGHT=duration, MOTION_WEIGHT=motion, CONFIDENCE_WEIGHT=confidence)
-    return script.training_loss(model, batch)
+    loss, (squares, count) = script.training_loss(model, batch)
+    return loss, squares / count
 
 
 def gradient(model, loss):
@@ -145,16 +146,17 @@ def test_what_was_not_seen_changes_no_loss_and_gets_no_gradient():
     pose = torch.zeros(2, 5, 4, requires_grad=True)
     for loss, expected in (
         (script.pose_loss, (1 + 4 + 9 + 25 + 49 + 81 + 4) / 10),
-        # of one step, and of the swing in the frames that show a point, the pose makes none
-        (functools.partial(script.movement_loss, rate=torch.full((2,), 25.0)), 2),
+        (script.step_loss, 1),  # of the one step that the target shows, the pose makes none
+        (functools.partial(script.swing_loss, rate=torch.full((2,), 25.0)), 1),
     ):
-        value = loss(pose, target)
+        total, count = loss(pose[:, :2], target)
+        value = total / count
         assert value.item() == pytest.approx(expected, rel=0.01)
         (gradient,) = torch.autograd.grad(value, pose)
         assert gradient.isfinite().all() and not gradient[:, 2:].any() and not gradient[1, 1].any()
         assert not gradient[0, 0, 2:].any()
-    value = script.duration_loss(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 3.0]))
-    assert value.item() == pytest.approx(math.log(2) ** 2 / 2)
+    total, count = script.duration_loss(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 3.0]))
+    assert (total.item(), count.item()) == (pytest.approx(math.log(2) ** 2), 2)
 
 
 def swing(pose, real):
@@ -624,9 +626,9 @@ def test_movement_is_measured_in_the_runs_that_show_a_point(batch_size):
 def test_the_loss_of_movement_is_in_float32_under_mixed_precision():
     pose, target = 5 + torch.randn(2, 2, 30, 4)
     rate = torch.full((2,), 25.0)
-    loss = script.movement_loss(pose, target, rate)
+    loss, _ = script.swing_loss(pose, target, rate)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(script.movement_loss(pose, target, rate), loss)
+        assert torch.equal(script.swing_loss(pose, target, rate)[0], loss)
 
 
 def test_trembling_is_no_motion():
