@@ -1462,7 +1462,7 @@ def new_model(name, statistics, vocabulary):
 
 
 # ---- losses and metrics
-SWING = (0.12, 0.48)  # seconds: of two Gaussians, between which movement can be foreseen
+SPANS = (0.12, 0.24, 0.48)  # seconds, over which movement can be foreseen
 MOTION_SECONDS = 0.08  # of the Gaussian after which movement is measured: trembling is none
 MOTION_FRAMES = math.ceil(3 * MOTION_SECONDS * FPS)  # that it reaches to each side
 TREMBLE_HZ = 8  # from here on movement is a detector's noise, or trembling
@@ -1497,32 +1497,22 @@ def step_loss(pose, target):
     return relative_loss(pose.diff(dim=1), target.diff(dim=1))
 
 
-def swing_loss(pose, target, rate):
-    """Of the swing; rate (B,): frames per second.
+def distance_loss(pose, target, rate, seconds):
+    """Of how far each point moves in so many seconds; rate (B,): frames per second.
 
-    An average of several clips moves too little: how much, the swing tells.
+    An average of several clips moves too little. How far they move, it can tell.
     """
-    seen = target.isfinite()
-    real = swing(target.nan_to_num(), seen, rate).masked_fill(~seen[..., ::2], math.nan)
-    return relative_loss(swing(pose, seen, rate), real)
+    return relative_loss(distances(pose, rate, seconds), distances(target, rate, seconds))
 
 
-def swing(pose, seen, rate):
-    """Pose (B, T, D) -> how far each point (B, T, K) is from its middle.
-
-    Of what moves slower than SWING[0] and faster than SWING[1] alone.
-    """
-    fast, slow = (blurred(pose, seen, seconds * rate) for seconds in SWING)
-    return ((fast - slow).unflatten(-1, (-1, 2)).square().sum(-1) + 1e-8).sqrt()
-
-
-def blurred(pose, seen, width):
-    """Pose (B, T, D) -> what of it is seen, after a Gaussian of `width` frames (B,)."""
+def distances(pose, rate, seconds):
+    """Pose (B, T, D) -> how far each point moves from each frame on (B, T, K), NaN = not known."""
     frame = torch.arange(pose.shape[1], device=pose.device)
-    weights = (-(((frame[:, None] - frame) / width[:, None, None]) ** 2) / 2).exp()
-    seen = seen.float()
-    with torch.autocast(pose.device.type, enabled=False):  # bfloat16 would round the movement
-        return weights @ (pose * seen) / (weights @ seen).clamp(min=1e-6)
+    later = frame + (seconds * rate).round().long().clamp(min=1)[:, None]  # (B, T)
+    at = later.clamp(max=len(frame) - 1)[..., None].expand_as(pose)
+    moved = (pose.gather(1, at) - pose).unflatten(-1, (-1, 2))
+    distance = (moved.square().sum(-1) + 1e-8).sqrt()
+    return distance.masked_fill((later >= len(frame))[..., None], math.nan)
 
 
 def duration_loss(seconds, target):
@@ -1554,18 +1544,19 @@ def training_loss(model, batch):
     pose, rate = made.pose[:, :longest], batch["n_frames"] / batch["seconds"]
     losses = [
         pose_loss(pose, target),
-        step_loss(pose, target),
-        swing_loss(pose, target, rate),
         duration_loss(made.seconds, batch["seconds"]),
         confidence_loss(made.confidence[:, :longest], points_seen(batch)),
+        step_loss(pose, target),
+        *(distance_loss(pose, target, rate, seconds) for seconds in SPANS),
     ]
     sums, counts = (torch.stack([*some]).float() for some in zip(*losses, strict=True))
     # by the mean count of all processes: DistributedDataParallel averages the gradients, which
     # makes it the sum of all sums over the sum of all counts. A mean count may be 0.5
-    mse, steps, swings, duration, confidence = sums / mean_over_processes(counts).clamp(min=1e-6)
+    means = sums / mean_over_processes(counts).clamp(min=1e-6)
+    mse, duration, confidence, steps, *spans = means
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
-    loss = mse / variance + MOTION_WEIGHT * (steps + swings)
+    loss = mse / variance + MOTION_WEIGHT * (steps + sum(spans) / len(spans))
     loss = loss + DURATION_WEIGHT * duration + CONFIDENCE_WEIGHT * confidence
     return loss, torch.stack([sums[0].detach(), counts[0]])
 
