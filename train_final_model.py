@@ -1556,7 +1556,7 @@ def training_loss(model, batch):
     mse, duration, confidence, steps, *spans = means
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
-    loss = mse / variance + MOTION_WEIGHT * (steps + sum(spans) / len(spans))
+    loss = mse / variance + MOTION_WEIGHT * (steps + sum(spans) / 2)
     loss = loss + DURATION_WEIGHT * duration + CONFIDENCE_WEIGHT * confidence
     return loss, torch.stack([sums[0].detach(), counts[0]])
 
