@@ -2138,10 +2138,10 @@ def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
         i = order[rank]
         error, mean_error = errors[i]
         label = f"rank {rank + 1} of {len(order)} by MSE"
-        about = (
-            f"{label}: {error:.5f}, {100 * error / mean_error:.1f} % of the mean pose's. DTW error "
+        about = f"{label}: {error:.5f}, {100 * error / mean_error:.1f} % of the mean pose's. "
+        about += (
+            f"DTW error {aligned[i]:.5f}. {generated.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
         )
-        about += f"{aligned[i]:.5f}. {generated.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
         real = page_clip("real", pose_of(clips, i), clips.seconds[i])
         items.append(page_item(label, about, generated, model.fps, [real]))
     return items

@@ -169,6 +169,7 @@ def test_the_losses_are_those_of_plain_numpy():
     model, words, _ = build("gru")
     batch = batch_of(words)
     batch["seconds"][1] *= 2  # a clip that was resampled, of 12.5 frames a second
+    model.output.weight.data *= 20  # so that the poses move
     made = ask(model, batch)
     poses, logits = made.pose.detach().numpy(), made.confidence.detach().numpy()
     squares, chances, moved = [], [], np.zeros((4, 2))  # errors and squares of movement
