@@ -209,11 +209,10 @@ def figures_of(answers, mean, clips, readers):
 
 # ---- reading
 def train_readers(clips):
-    """The training clips -> a recogniser for each seed, a training on each core."""
+    """The training clips -> a recogniser for each seed."""
     poses = [script.pose_of(clips, i) for i in range(len(clips))]
     sentences = [script.split_glosses(text) for text in clips.glosses]
-    with ThreadPoolExecutor(script.cores()) as pool:
-        return [*pool.map(lambda seed: recogniser.train(poses, sentences, seed), SEEDS)]
+    return [recogniser.train(poses, sentences, seed) for seed in SEEDS]
 
 
 def word_error(readers, poses, clips):
