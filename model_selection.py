@@ -274,12 +274,12 @@ def read_tables(dataset):
 
 
 def check_splits(tables, files):
-    """SystemExit where the only split holds what the data itself calls several."""
+    """SystemExit where file names or a column tell several splits, and the library reads one."""
     table, *others = tables.values()
     names = "(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
-    found = [{str(re.findall(names, path.lower())) for path in files}]
-    found += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
-    if not others and any(len(splits) > 1 for splits in found):
+    told = [{str(re.findall(names, path.lower())) for path in files}]
+    told += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
+    if not others and any(len(splits) > 1 for splits in told):
         raise SystemExit("error: unread splits: call their files train, validation and test")
 
 
@@ -317,11 +317,13 @@ def list_rows(dataset, tables):
 
 
 def hold_out(rows):
-    """-> the rows, of which those of a share of the videos are of the split validation."""
+    """-> the rows; those of a share of the training videos are of the split validation."""
     videos = [row.video for row in rows if row.split == "train"]
-    held_out = draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1]
-    splits = {("train", video): "validation" for video in held_out}
-    return [row._replace(split=splits.get((row.split, row.video), row.split)) for row in rows]
+    held_out = {*draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1]}
+    return [
+        row._replace(split="validation") if row.split == "train" and row.video in held_out else row
+        for row in rows
+    ]
 
 
 def choose_rows(rows, source):
@@ -551,7 +553,7 @@ class PoseFiles:
         return (self.unpack(file, data, files[0].start) for file in files)
 
     def read_from_hub(self, group, files):
-        """As read, but asks again where something is damaged: by the hub, if not twice alike."""
+        """As read, but asks again for what is damaged. If the same comes twice, the archive is."""
         before = None
         for pause in (1, 3, 9, 0):  # seconds
             try:
@@ -566,7 +568,7 @@ class PoseFiles:
         raise OSError(f"what the hub sends of {group[0].uid} cannot be right")
 
     def unpack(self, file, data, first):
-        """The joined bytes from `first` on -> a file's (zipfile copies them twice), or BadClip."""
+        """The joined bytes from `first` on -> a file's, or BadClip (zipfile copies them twice)."""
         if file.problem:
             return BadClip(file.problem)
         data, info = memoryview(data)[file.start - first : file.end - first], file.info
