@@ -128,14 +128,14 @@ def access_token():
 
 
 def reason_of(error):
-    """An exception -> the first line of what caused it at the bottom, without an access token."""
+    """An exception -> what caused it at the bottom, in one line, without an access token."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
     if token := access_token():
         text = text.replace(token, "***").replace(repr(token)[1:-1], "***")
-    text = re.sub(r"hf_[A-Za-z0-9]{16,}", "***", text).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    text = re.sub(r"hf_[A-Za-z0-9]{16,}", "***", text)
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def short_hash(what):
@@ -144,11 +144,8 @@ def short_hash(what):
 
 def check_settings():
     """SystemExit for what is easily set wrongly, and would run on without a word."""
-    if MAX_FRAMES < 1:  # elsewhere 0 means all; here each clip would become a single frame
-        raise SystemExit(f"error: MAX_FRAMES = {MAX_FRAMES} is below 1")
-    for name, value in {"MAX_BAD_SHARE": MAX_BAD_SHARE, "AVERAGE": AVERAGE}.items():
-        if not 0 <= value <= 1:  # 20 for 20 % would allow anything
-            raise SystemExit(f"error: {name} = {value} is not between 0 and 1")
+    if MAX_FRAMES < 1 or not 0 <= MAX_BAD_SHARE <= 1 or not 0 <= AVERAGE <= 1:
+        raise SystemExit("error: MAX_FRAMES is below 1, or MAX_BAD_SHARE or AVERAGE not 0 to 1")
 
 
 def save(path, contents):
@@ -198,8 +195,10 @@ MARKS = ".,;:!?¿¡\"'“”„‘’‚‹›«»()[]{}<>…·।॥-‐‑–�
 # soft hyphen, zero-width joiners, directions of writing, word joiner, byte order mark
 MARKS += "\u00ad\u061c\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
 COLUMNS = {"uid", "gloss", "text", "video", "pose"}  # that are read
-# A row of the data set's tables. gloss: "" without a word; video: None where it is not known, so
-# that the clip counts as a video of its own; split: train, validation, test; number: in its table
+# The splits, and the names that they may have; of several the last one counts
+SPLITS = {"train": ["train"], "validation": ["dev", "val", "valid", "validation"], "test": ["test"]}
+# A row of the data set's tables. gloss: "" without a word; video: the uid where it is not known, so
+# that the clip counts as a video of its own; number: counted through all tables
 Row = collections.namedtuple("Row", "uid gloss video split number")
 
 
@@ -236,10 +235,8 @@ def choose_dataset():
     """DATASET; or "sample", and a notice, where there is no token for iSign."""
     if DATASET != ISIGN or access_token():
         return str(DATASET)
-    print("!" * 80)
-    print(f"!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign, but a")
-    print("!!  synthetic SAMPLE. For iSign accept its terms, and set HF_TOKEN (see the README).")
-    print("!" * 80)
+    print(f"!!!!!!!!  NO ACCESS TOKEN: {ISIGN} is gated; what follows is NOT iSign, but")
+    print("!!!!!!!!  a synthetic SAMPLE. Accept iSign's terms, and set HF_TOKEN (see the README)")
     return "sample"
 
 
@@ -250,48 +247,39 @@ def load_tables(dataset):
     if "/" not in dataset and not os.path.exists(dataset):
         raise SystemExit(f"error: DATASET {dataset!r} is no folder here, and no hub id")
     try:
-        builder, files = table_builder(dataset)
-        with warnings.catch_warnings():  # of what pandas drops: texts after an unquoted comma
-            warnings.filterwarnings("error", "Length of header")
-            builder.download_and_prepare()
-        return builder.as_dataset(), sorted({os.path.relpath(x, builder.base_path) for x in files})
+        return read_tables(dataset)
     except Exception as error:  # of the library, which has many kinds
-        message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
-        if "Length of header" in message:
-            message += " (a text with a comma needs quotes)"
-        elif "Couldn't cast" in message or "same columns" in str(error):
-            message += " (all files need the same columns)"
-        elif not os.path.exists(dataset):
-            message += " (check the name, the network, HF_TOKEN, and the data set's terms)"
-        raise SystemExit(message) from None
+        raise SystemExit(
+            f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
+        ) from None
 
 
-def table_builder(dataset):
-    """-> the library's builder of the data set's tables, and the paths of their files."""
-    load = functools.partial(datasets.load_dataset_builder, dataset, CONFIG, token=access_token())
-    # of a CSV: 001 and 1e5 are texts, NA is no gap, a comma at each row's end shifts no column
-    options = {"converters": dict.fromkeys(range(100), str)}  # of each column, by its number
-    options |= {"na_filter": False, "index_col": False}
-    try:
-        builder = load(**options)
-    except ValueError:  # it is no CSV
-        options = {}
-        builder = load()
-    files = list(itertools.chain(*(builder.config.data_files or {}).values()))
+def read_tables(dataset):
+    """As load_tables, but a fault is an error of the library."""
+    cache = f"{datasets.config.HF_DATASETS_CACHE}/gloss_to_pose_tables"
+    builder = datasets.load_dataset_builder(dataset, CONFIG, cache_dir=cache, token=access_token())
+    if hasattr(builder.config, "na_filter"):  # of a CSV: 001 and 1e5 are texts, NA is no gap
+        builder.config.converters = dict.fromkeys(range(100), str)  # of each column, by its number
+        builder.config.na_filter = False
+        builder.config.index_col = False  # a comma at each row's end shifts no column
+    files = [*itertools.chain(*(builder.config.data_files or {}).values())]
+    output = None
     if os.path.isdir(dataset):  # of whose files the library's cache knows the README alone
         state = [(path, os.stat(path).st_size, os.stat(path).st_mtime) for path in files]
-        cache = f"{datasets.config.HF_DATASETS_CACHE}/local_{short_hash(state)}"
-        builder = load(**options, cache_dir=cache)
-    return builder, files
+        output = f"{cache}/{short_hash(state)}"
+    with warnings.catch_warnings():  # of what pandas drops: texts after an unquoted comma
+        warnings.filterwarnings("error", "Length of header")
+        builder.download_and_prepare(output)
+    return builder.as_dataset(), sorted({os.path.relpath(x, builder.base_path) for x in files})
 
 
 def check_splits(tables, files):
-    """SystemExit where the only split holds what the data itself calls several."""
+    """SystemExit where file names or a column tell several splits, and the library reads one."""
     table, *others = tables.values()
     names = "(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
-    found = [{str(re.findall(names, path.lower())) for path in files}]
-    found += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
-    if not others and any(len(splits) > 1 for splits in found):
+    told = [{str(re.findall(names, path.lower())) for path in files}]
+    told += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
+    if not others and any(len(splits) > 1 for splits in told):
         raise SystemExit("error: unread splits: call their files train, validation and test")
 
 
@@ -307,9 +295,8 @@ def texts_of(table, column):
 
 def list_rows(dataset, tables):
     """-> {"train": Dataset, and "validation" and "test" where there are such}, and [Row]."""
-    held_out = [name for name in ("validation", "valid", "val", "dev") if name in tables]
-    names = {"train": "train", "validation": held_out[0] if held_out else "", "test": "test"}
-    used = {split: tables[name] for split, name in names.items() if name in tables}
+    named = [(split, name) for split, names in SPLITS.items() for name in names if name in tables]
+    used = {split: tables[name] for split, name in named}
     columns = [{*table.column_names} for table in used.values()]
     complete = all(some & {"gloss", "text"} and some & {"pose", "uid"} for some in columns)
     if "train" not in used or not complete:
@@ -321,61 +308,41 @@ def list_rows(dataset, tables):
     rows = []
     for split, table in used.items():
         read = [texts_of(table, column) for column in ("uid", "video", "gloss", "text")]
-        for number, (uid, video, *texts) in enumerate(zip(*read, strict=True)):
+        for uid, video, *texts in zip(*read, strict=True):
             uid = uid or f"row {len(rows)}"  # a name that no uid has
+            video = video or video_of(uid) or uid
             said = [text for text in texts if split_words(text) not in ([], ["nan"])]  # iSign's nan
-            rows.append(Row(uid, [*said, ""][0], video or video_of(uid), split, number))
+            rows.append(Row(uid, said[0] if said else "", video, split, len(rows)))
     return used, rows
 
 
-def choose_rows(rows, source, own_splits):
+def hold_out(rows):
+    """-> the rows; those of a share of the training videos are of the split validation."""
+    videos = [row.video for row in rows if row.split == "train"]
+    held_out = {*draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1]}
+    return [
+        row._replace(split="validation") if row.split == "train" and row.video in held_out else row
+        for row in rows
+    ]
+
+
+def choose_rows(rows, source):
     """-> {split: [Row]} of those that are used, and [(uid, reason)] of those left out."""
-    video = {row: row.video or row.uid for row in rows}
-    videos = [video[row] for row in rows if row.split == "train" and not own_splits]
-    held_out = set(draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1])
-    if not own_splits and not held_out:
-        raise SystemExit("error: the clips are of a single video: there is nothing to validate on")
-    left_out, usable = [], {"train": {}, "validation": {}, "test": {}}
+    left_out, usable = [], {split: {} for split in SPLITS}
     for row in rows:
-        held = row.split == "train" and video[row] in held_out
-        split, key = "validation" if held else row.split, source.key(row)
-        if row.gloss and key not in usable[split]:
-            usable[split][key] = row
+        key = source.key(row)
+        if row.gloss and key not in usable[row.split]:
+            usable[row.split][key] = row
         else:
             left_out.append((row.uid, "uid twice" if row.gloss else "no text"))
-    chosen, drawn = {}, {}
-    for split, limit in {"train": TRAIN_CLIPS, "validation": VALIDATION_CLIPS, "test": 0}.items():
-        videos = [video[row] for row in usable[split].values()]
-        drawn[split] = set(draw_videos(videos, clips=limit or math.inf, salt="subset "))
-        if videos:
-            chosen[split] = [row for row in usable[split].values() if video[row] in drawn[split]]
-        elif split != "test":
-            raise SystemExit(f"error: no row of the {split} split has a text")
-    report_split(usable, own_splits, drawn["train"] & (drawn["validation"] | drawn["test"]))
-    return chosen, left_out
-
-
-def report_split(usable, own_splits, both):
-    """What there is to know of {split: {key: Row}}, and of the videos that are in two splits."""
-    rows = [*usable["train"].values(), *usable["validation"].values()]
-    share = len(usable["validation"]) / len(rows)
-    unknown = sum(row.video is None for row in rows)
-    known = f"{len(both)} videos in both; " if unknown < len(rows) else ""
-    origin = "the data's own splits" if own_splits else "by video"
-    print(f"  split            {origin}; {known}{100 * share:.1f} % of the clips validate")
-    if unknown:
-        print(f"  videos unknown   of {unknown} clips: each counts as a video of its own")
-    if not own_splits and not VALIDATION_SHARE / 2 <= share <= VALIDATION_SHARE * 2:
-        print(f"warning: VALIDATION_SHARE = {VALIDATION_SHARE} has become {share:.2f} of the clips")
-
-
-def counted(left_out):
-    """[(uid, reason)] -> how many there are of each reason, with an example."""
-    uids = collections.defaultdict(list)
-    for uid, reason in left_out:
-        uids[reason].append(uid)
-    most = sorted(uids.items(), key=lambda item: -len(item[1]))
-    return ", ".join(f"{len(some)} {reason} (such as {some[0]})" for reason, some in most) or "none"
+    for split, limit in (("train", TRAIN_CLIPS), ("validation", VALIDATION_CLIPS)):
+        if not usable[split]:
+            raise SystemExit(f"error: no text is left for {split}; a single video is not divided")
+        if limit:
+            videos = [row.video for row in usable[split].values()]
+            drawn = {*draw_videos(videos, clips=limit, salt="subset ")}
+            usable[split] = {x: row for x, row in usable[split].items() if row.video in drawn}
+    return {split: [*some.values()] for split, some in usable.items() if some}, left_out
 
 
 # The sample. Points are complex: x grows to the signer's left, y downwards, shoulders at -.5 and .5
@@ -414,13 +381,13 @@ def sample_rows(n, seed):
     for _ in range(n):
         said = rng.integers(0, len(words), rng.integers(1, 5))
         shaken = signs[said] + rng.normal(0, 0.03, (len(said), 3, 2, 8))
-        rest = np.broadcast_to(ARM_AT_REST, (1, 2, 8))
+        rest = [[ARM_AT_REST, ARM_AT_REST]]
         moments = np.concatenate([rest, *shaken, rest])
         times = np.cumsum([0, *[0.25, 0.35, 0.35] * len(said), 0.3]) / rng.uniform(0.8, 1.25)
         at = np.arange(0, times[-1], 1 / ROW_FPS)
         before = np.searchsorted(times, at, side="right") - 1
-        part = 0.5 - 0.5 * np.cos(np.pi * (at - times[before]) / np.diff(times)[before])
-        part = part[:, None, None]
+        phase = np.pi * (at - times[before]) / np.diff(times)[before]
+        part = (0.5 - 0.5 * np.cos(phase))[:, None, None]
         pose = sample_pose(moments[before] * (1 - part) + moments[before + 1] * part)
         lost = rng.integers(0, 4 * len(at))  # a hand is unseen for a moment in every fourth clip
         pose[lost : lost + 8, 2 * len(HAND) : 4 * len(HAND)] = np.nan
@@ -437,6 +404,8 @@ MAX_CONFIDENCE = 1.5  # above it a number is no confidence, so that the file was
 WHOLE_RATES = (23, 29, 47, 59, 119)  # what version 0.1 stores for 23.976, 29.97, ... a second
 GROUP_BYTES = 2**24  # of neighbours, which one request reads: the hub counts requests
 HUB_THREADS = 12  # so many requests at once; the disk has a thread for each core
+# those that this process may use, which macOS cannot tell
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class BadClip(Exception):
@@ -447,23 +416,19 @@ class Damaged(BadClip):
     """Bytes that cannot be right, which the next run looks at again."""
 
 
-def cores():
-    """How many this process may use, which macOS cannot tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 class PoseRows:
     """Poses in a column of the tables. PoseFiles have the same attributes and methods."""
 
-    threads = cores()
+    threads = CORES
 
     def __init__(self, tables):
-        self.tables = tables
         self.name = [(table._fingerprint, table.cache_files) for table in tables.values()]
+        poses = [table.select_columns("pose") for table in tables.values()]
+        self.poses = datasets.concatenate_datasets(poses)
 
     def key(self, row):
         """What the store knows the row's clip by."""
-        return f"{row.split} {row.number}"
+        return str(row.number)
 
     def groups(self, rows):
         """-> lists of rows, each of which is read at once."""
@@ -471,7 +436,7 @@ class PoseRows:
 
     def read(self, group):
         """-> what prepare_pose is given for each row."""
-        return [self.tables[row.split][row.number]["pose"] for row in group]
+        return self.poses[[row.number for row in group]]["pose"]
 
 
 class JoinedFiles(fsspec.spec.AbstractBufferedFile):
@@ -496,9 +461,9 @@ class JoinedFiles(fsspec.spec.AbstractBufferedFile):
         return data
 
 
-# A .pose file: where in the JoinedFiles it is; its size; its CRC or time, another one where it was
-# replaced; and its entry in an archive's directory
-PoseFile = collections.namedtuple("PoseFile", "start end size stamp info")
+# A .pose file: where in the JoinedFiles it is; stamp: another one where it was replaced; its entry
+# in an archive's directory; problem: why there is none
+PoseFile = collections.namedtuple("PoseFile", "start end stamp info problem", defaults=[None, None])
 
 
 class PoseFiles:
@@ -512,27 +477,32 @@ class PoseFiles:
         self.place = place
         self.remote = "file" not in fs.protocol
         self.name = place if self.remote else os.path.realpath(place)
-        self.threads = HUB_THREADS if self.remote else cores()
+        self.threads = HUB_THREADS if self.remote else CORES
 
     @functools.cached_property
     def files(self):
-        """{path within the folder or zip: PoseFile}"""
-        folder = self.fs.isdir(self.place)
-        if folder and not self.remote:  # by glob, which follows links; some of them lead nowhere
-            paths = filter(os.path.isfile, glob.glob(f"{self.place}/**", recursive=True))
-        else:
-            paths = self.fs.find(self.place) if folder else self.fs.glob(self.place)
-        paths = sorted(path for path in paths if path.endswith(".pose") or not folder)
+        """{a path within the folder or zip, or the name at its end: [PoseFile]}, without .pose"""
+        place = self.fs._strip_protocol(self.place)
+        folder = self.fs.isdir(place)
+        pattern = f"{place}/**/*.pose" if folder else place
+        # on the disk by glob, which follows links; some of them lead nowhere
+        found = self.fs.glob(pattern) if self.remote else glob.glob(pattern, recursive=True)
+        paths = sorted(path for path in found if self.remote or os.path.isfile(path))
         if not paths:
             raise SystemExit(f"error: no poses at {self.place}: name a zip, its parts or a folder")
         self.joined = JoinedFiles(self.fs, paths)
-        if not folder:
-            return self.files_of_zip()
-        root, files = self.fs._strip_protocol(self.place), {}
-        for path, (start, end) in zip(paths, itertools.pairwise(self.joined.starts), strict=True):
-            stamp = self.fs.info(path).get("mtime")
-            files[os.path.relpath(path, root)] = PoseFile(start, end, end - start, stamp, None)
-        return files
+        files = self.files_of_folder(place) if folder else self.files_of_zip()
+        by_path = {plain_name(path): file for path, file in files}
+        by_name = collections.defaultdict(list)
+        for path, file in by_path.items():
+            by_name[os.path.basename(path)].append(file)
+        return by_name | {path: [file] for path, file in by_path.items()}
+
+    def files_of_folder(self, root):
+        places = itertools.pairwise(self.joined.starts)
+        for path, (start, end) in zip(self.joined.paths, places, strict=True):
+            stamp = end - start, self.fs.info(path).get("mtime")
+            yield os.path.relpath(path, root), PoseFile(start, end, stamp)
 
     def files_of_zip(self):
         try:
@@ -542,69 +512,48 @@ class PoseFiles:
                 raise error.__context__ from None
             raise SystemExit(f"error: {self.place} is no zip, or not all of it ({error})") from None
         members = sorted(archive.infolist(), key=lambda info: info.header_offset)
-        if members and members[0].header_offset < 0:
-            raise SystemExit(f"error: {self.place} is not all of a zip: a part is missing")
         starts = [*(info.header_offset for info in members), archive.start_dir]
-        return {
-            info.filename: PoseFile(start, end, info.file_size, info.CRC, info)
-            for info, (start, end) in zip(members, itertools.pairwise(starts), strict=True)
-            if info.filename.endswith(".pose")
-        }
-
-    @functools.cached_property
-    def paths_of(self):
-        """{a path without .pose, or an end of it: the paths that it may mean}"""
-        found = collections.defaultdict(list)
-        for path in self.files:
-            parts = plain_name(path).split("/")
-            for i in range(len(parts)):
-                found["/".join(parts[i:])].append(path)
-        return found
+        if starts[0] < 0:
+            raise SystemExit(f"error: {self.place} is not all of a zip: a part is missing")
+        for info, (start, end) in zip(members, itertools.pairwise(starts), strict=True):
+            if info.filename.endswith(".pose"):
+                yield info.filename, PoseFile(start, end, (info.file_size, info.CRC), info)
 
     def find(self, row):
-        """Its uid is a path or, where only one ends so, an end of one -> PoseFile, or BadClip."""
-        name = plain_name(row.uid)
-        paths = self.paths_of.get(name, [])
-        paths = [path for path in paths if plain_name(path) == name] or paths
-        if len(paths) != 1:
-            return BadClip("ambiguous name" if paths else "no .pose file")
-        return self.files[paths[0]]
+        """-> the PoseFile of a row, whose uid is a path or, where only one has it, a name."""
+        files = self.files.get(plain_name(row.uid), [])
+        if len(files) == 1:
+            return files[0]
+        problem = "ambiguous name" if files else "no .pose file"
+        return PoseFile(0, 0, problem, problem=problem)
 
     def key(self, row):
         name = plain_name(row.uid)
-        if self.remote:
-            return name
-        file = self.find(row)
-        return f"{name}: {file if isinstance(file, BadClip) else (file.size, file.stamp)}"
+        return name if self.remote else f"{name}: {self.find(row).stamp}"
 
     def groups(self, rows):
         """Rows whose files are neighbours, and so are read by one request."""
-        files = {row: self.find(row) for row in rows}
-        groups = [[row] for row in rows if isinstance(files[row], BadClip)]
-        found = [row for row in rows if isinstance(files[row], PoseFile)]
+        groups, first, last = [], 0, None
         most = GROUP_BYTES if self.remote else GROUP_BYTES // 4  # the disk gains nothing by more
-        first = last = None
-        for row in sorted(found, key=lambda row: files[row].start):
-            start, end, *_ = files[row]
-            if start != last or start - first >= most:
+        for row in sorted(rows, key=lambda row: self.find(row).start):
+            file = self.find(row)
+            if file.start != last or last - first >= most:
                 groups.append([])
-                first = start
+                first = file.start
             groups[-1].append(row)
-            last = end
+            last = file.end
         return groups
 
     def read(self, group):
         """-> the bytes of each row's file, or a BadClip."""
         files = [self.find(row) for row in group]
-        if isinstance(files[0], BadClip):
-            return files
         if self.remote:
             return self.read_from_hub(group, files)
         data = self.joined._fetch_range(files[0].start, files[-1].end)
         return (self.unpack(file, data, files[0].start) for file in files)
 
     def read_from_hub(self, group, files):
-        """As read, but asks again where something is damaged: by the hub, if not twice alike."""
+        """As read, but asks again for what is damaged. If the same comes twice, the archive is."""
         before = None
         for pause in (1, 3, 9, 0):  # seconds
             try:
@@ -612,21 +561,19 @@ class PoseFiles:
             except EOFError:
                 data = b""
             found = [self.unpack(file, data, files[0].start) for file in files]
-            bad = [row.uid for row, one in zip(group, found, strict=True) if type(one) is Damaged]
-            if not bad or data == before:
+            if data == before or not any(isinstance(one, Damaged) for one in found):
                 return found
             before = data or before
             time.sleep(pause)
-        raise OSError(f"what the hub sends of {bad[0]} cannot be right")
+        raise OSError(f"what the hub sends of {group[0].uid} cannot be right")
 
     def unpack(self, file, data, first):
-        """The joined bytes from `first` on -> a file's (zipfile copies them twice), or BadClip."""
+        """The joined bytes from `first` on -> a file's, or BadClip (zipfile copies them twice)."""
+        if file.problem:
+            return BadClip(file.problem)
         data, info = memoryview(data)[file.start - first : file.end - first], file.info
         if info is None:
-            return bytes(data) if len(data) == file.size else Damaged("cut short on its way")
-        known = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        if info.flag_bits & 1 or not known:
-            return BadClip("encrypted or compressed in an unknown way")
+            return bytes(data) if len(data) == file.end - file.start else Damaged("cut short")
         header = 30 + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
         data = data[header : header + info.compress_size]
         with contextlib.suppress(zlib.error):
@@ -758,12 +705,10 @@ def prepare_pose(raw):
 
 
 # ---- the store of prepared clips
-PREPARATION = 4  # the version of the prepared clips: another one prepares all of them anew
-
-# A line of the store's index. first: of its frames in the store; crc: of its frames; problem: for
-# which the clip is left out, or ""; people: whom it shows
-FIELDS = "key first frames seconds crc problem people"
-StoredClip = collections.namedtuple("StoredClip", FIELDS, defaults=[1])
+PREPARATION = 5  # the version of the prepared clips: another one prepares all of them anew
+# A line of the store's index. first: of its frames in the store; people: how many it shows; crc: of
+# its frames; problem: for which the clip is left out, or ""
+StoredClip = collections.namedtuple("StoredClip", "key first frames seconds people crc problem")
 
 
 class ClipStore:
@@ -800,22 +745,17 @@ class ClipStore:
             self.end = clip.first + clip.frames
             self.index_bytes += len(line) + 1
 
-    @contextlib.contextmanager
-    def locked(self):
-        """Clips may be added. Another run that is to add some waits, and then knows of these.
-
-        After an error, threads may still add: then the lock stays until the process ends.
-        """
+    def lock(self):
+        """Before clips are added: wait for another run that does so, and learn of its clips."""
         path = self.folder / "lock"
         try:
-            self.lock = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = lock_file(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print("  waiting for another run, which prepares these clips", flush=True)
-            self.lock = lock_file(path)
+            lock = lock_file(path)
         self.read_index()
         os.truncate(self.index, self.index_bytes)
-        yield
-        self.lock.close()
+        return lock
 
     def add(self, clips):
         """[(key, pose (T, K, 2), seconds, people, problem)] -> the disk. Any thread may call it."""
@@ -825,8 +765,8 @@ class ClipStore:
             for key, pose, seconds, people, problem in clips:
                 frames = pose.astype(np.float32).tobytes()
                 poses.write(frames)
-                place = key, self.end, len(pose), seconds, zlib.crc32(frames)
-                clip = self.clips[key] = StoredClip(*place, str(problem or ""), people)
+                place = key, self.end, len(pose), seconds, people, zlib.crc32(frames)
+                clip = self.clips[key] = StoredClip(*place, str(problem or ""))
                 self.end += len(pose)
                 if not isinstance(problem, Damaged):  # the next run looks again
                     lines.append(json.dumps(clip._asdict()) + "\n")
@@ -845,9 +785,9 @@ def prepare(rows, source):
     try:
         row_of = {source.key(row): row for row in rows}
         if not row_of.keys() <= store.clips.keys():
-            with store.locked():
-                missing = [row for key, row in row_of.items() if key not in store.clips]
-                add_clips(store, source, missing)
+            lock = store.lock()
+            add_clips(store, source, [row for key, row in row_of.items() if key not in store.clips])
+            lock.close()  # not after an error: threads may still add, until the process ends
     except (OSError, ValueError, EOFError, huggingface_hub.errors.HTTPError) as error:
         raise SystemExit(
             f"error: the poses cannot be prepared; what was prepared stays: {reason_of(error)}"
@@ -889,53 +829,84 @@ def load_clips(test=False):
     tables, rows = list_rows(dataset, tables)
     if unread := {column for table in tables.values() for column in table.column_names} - COLUMNS:
         print(f"  columns unread   {', '.join(sorted(unread))}")
-    source = find_poses(dataset, tables)
     rows = [row for row in rows if test or row.split != "test"]
-    chosen, left_out = choose_rows(rows, source, own_splits="validation" in tables)
+    print(f"  split            {'from the data' if 'validation' in tables else 'by video'}")
+    if "validation" not in tables:
+        rows = hold_out(rows)
+    source = find_poses(dataset, tables)
+    chosen, left_out = choose_rows(rows, source)
     store = prepare([*itertools.chain(*chosen.values())], source)
-    usable, held_out, errors = {}, set(), []
-    for split, some in reversed(chosen.items()):
-        clips = [store.clips[source.key(row)] for row in some]
-        reasons = [x.problem or ("in two splits" if x.crc in held_out else "") for x in clips]
-        found = [*zip(some, clips, reasons, strict=True)]
-        usable[split] = [(row, clip) for row, clip, reason in found if not reason]
-        held_out |= {clip.crc for _, clip in usable[split]}
-        bad = [(row.uid, reason) for row, _, reason in found if reason]
-        left_out += bad
-        if not usable[split] or sum(x.problem != "" for x in clips) > MAX_BAD_SHARE * len(clips):
-            errors.append(f"{len(bad)} of {len(clips)} {split} clips ({counted(bad)})")
+    usable, unusable = usable_clips(chosen, source, store)
+    left_out += itertools.chain(*unusable.values())
     if os.environ.get("RANK", "0") == "0":  # torchrun's first process
         lines = [f"{uid}\t{reason}\n" for uid, reason in left_out]
         Path("left_out.log").write_text("".join(lines), "utf8", "backslashreplace")
-    if errors:
-        raise SystemExit(
-            f"error: more clips cannot be used than MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: "
-            f"{'; '.join(errors)}; left_out.log names all"
-        )
+    check_usable(usable, unusable)
     report_clips(usable, left_out)
-    return {split: Clips(usable[split], store) for split in chosen}, name
+    return {split: Clips(pairs, store) for split, pairs in usable.items()}, name
+
+
+def usable_clips(chosen, source, store):
+    """-> {split: [(Row, StoredClip)]} and, of the other rows, {split: [(uid, reason)]}."""
+    usable, unusable, crcs = {}, {}, set()
+    for split, rows in reversed(chosen.items()):  # a clip of two splits stays in the later one
+        usable[split], unusable[split] = [], []
+        for row in rows:
+            clip = store.clips[source.key(row)]
+            if reason := clip.problem or ("in two splits" if clip.crc in crcs else ""):
+                unusable[split].append((row.uid, reason))
+            else:
+                usable[split].append((row, clip))
+        crcs |= {clip.crc for _, clip in usable[split]}
+    return {split: usable[split] for split in chosen}, unusable
+
+
+def check_usable(usable, unusable):
+    """SystemExit where a split lacks more clips than MAX_BAD_SHARE, or all."""
+    for split, bad in unusable.items():
+        n = len(usable[split]) + len(bad)
+        problems = sum(reason != "in two splits" for _, reason in bad)
+        if problems > MAX_BAD_SHARE * n or not usable[split]:
+            raise SystemExit(
+                f"error: more clips cannot be used than MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: "
+                f"{len(bad)} of {n} {split} clips ({counted(bad)}); left_out.log names all"
+            )
+
+
+def counted(left_out):
+    """[(uid, reason)] -> how many there are of each reason, with an example."""
+    counts = collections.Counter(reason for _, reason in left_out)
+    example = {reason: uid for uid, reason in reversed(left_out)}
+    said = [f"{n} {reason} (such as {example[reason]})" for reason, n in counts.most_common()]
+    return ", ".join(said) or "none"
 
 
 def report_clips(usable, left_out):
     """What there is to know of {split: [(Row, StoredClip)]} and of [(uid, reason)] left out."""
     train, pairs = usable["train"], [*itertools.chain(*usable.values())]
-    sizes = [f"{len(some)} {split}" for split, some in reversed(usable.items())]
+    sizes = [f"{len(some)} {split}" for split, some in usable.items()]
+    videos = {row.video for row, _ in train} & {row.video for row, _ in pairs[len(train) :]}
+    unknown = sum(row.video == row.uid for row, _ in pairs)
+    cut = sum(len(split_words(row.gloss)) > MAX_GLOSS_LEN for row, _ in pairs)
+    long = sum(round(clip.seconds * FPS) > MAX_FRAMES for _, clip in pairs)
+    one_length = len({clip.seconds for _, clip in pairs}) == 1
     print(f"  clips            {', '.join(sizes)}")
     print(f"  left out         {counted(left_out)}{'; see left_out.log' if left_out else ''}")
-    cut = sum(len(split_words(row.gloss)) > MAX_GLOSS_LEN for row, _ in pairs)
-    print(f"  glosses cut      in {cut} sentences of more than {MAX_GLOSS_LEN}")
-    long = sum(round(clip.seconds * FPS) > MAX_FRAMES for _, clip in pairs)
-    print(f"  clips resampled  {long} of more than {MAX_FRAMES} frames")
-    one_length = len({clip.seconds for _, clip in pairs}) == 1
+    if unknown < len(pairs):
+        print(f"  videos in both   {len(videos)}")
     counts = {
+        "clips of unknown videos: each counts as one of its own": unknown,
+        f"sentences are cut to {MAX_GLOSS_LEN} glosses": cut,
+        f"clips are resampled to {MAX_FRAMES} frames": long,
         "clips of a single frame": sum(clip.frames == 1 for _, clip in pairs),
         "training clips are the same as another": len(train) - len({x.crc for _, x in train}),
         "clips show several people: one is taken": sum(clip.people > 1 for _, clip in pairs),
         "texts break the line (a quote left open?)": sum("\n" in row.gloss for row, _ in pairs),
         "clips are of one length: pad with NaN or 0": len(pairs) if one_length else 0,
     }
-    if any(counts.values()):
-        print("  notice          ", "; ".join(f"{n} {what}" for what, n in counts.items() if n))
+    for what, n in counts.items():
+        if n:
+            print(f"  notice           {n} {what}")
 
 
 # ---- batches

@@ -62,7 +62,7 @@ def clips_of(sentences, poses, seconds=None):
     for i, (sentence, pose) in enumerate(zip(sentences, poses, strict=True)):
         row = script.Row(str(i), sentence, None, "train", i)
         lasting = len(pose) / 25 if seconds is None else seconds[i]
-        pairs.append((row, script.StoredClip(str(i), first, len(pose), lasting, i, "")))
+        pairs.append((row, script.StoredClip(str(i), first, len(pose), lasting, 1, i, "")))
         first += len(pose)
     return script.Clips(pairs, SimpleNamespace(frames=lambda: frames))
 

@@ -96,7 +96,7 @@ def test_clips_are_prepared_once_and_new_ones_cost_what_is_new(tmp_path, prepare
 def test_a_run_that_lacks_nothing_waits_for_none_that_prepares(tmp_path, prepared, monkeypatch):
     write(tmp_path / "isign")
     assert prepared() == 12
-    monkeypatch.setattr(script.ClipStore, "locked", None)
+    monkeypatch.setattr(script.ClipStore, "lock", None)
     assert prepared() == 0
 
 
