@@ -249,9 +249,14 @@ def load_tables(dataset):
     try:
         return read_tables(dataset)
     except Exception as error:  # of the library, which has many kinds
-        raise SystemExit(
-            f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
-        ) from None
+        message = f"error: cannot load DATASET {dataset!r}, CONFIG {CONFIG!r}: {reason_of(error)}"
+        if "Length of header" in message:
+            message += " (a text with a comma needs quotes)"
+        elif "Couldn't cast" in message or "same columns" in str(error):
+            message += " (all files need the same columns)"
+        elif not os.path.exists(dataset):
+            message += " (check the name, the network, HF_TOKEN, and the data set's terms)"
+        raise SystemExit(message) from None
 
 
 def read_tables(dataset):
@@ -273,11 +278,16 @@ def read_tables(dataset):
     return builder.as_dataset(), sorted({os.path.relpath(x, builder.base_path) for x in files})
 
 
-def check_splits(tables, files):
+def check_splits(dataset, tables, files):
     """SystemExit where file names or a column tell several splits, and the library reads one."""
     table, *others = tables.values()
+    kinds = {os.path.splitext(path)[1] for path in files}
+    beside = glob.glob(
+        "**", root_dir=dataset, recursive=True
+    )  # beside train.csv no Val.csv is read
     names = "(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
-    told = [{str(re.findall(names, path.lower())) for path in files}]
+    told = [path for path in beside if os.path.splitext(path)[1] in kinds]
+    told = [{str(re.findall(names, path.lower())) for path in [*files, *told]} - {"[]"}]
     told += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
     if not others and any(len(splits) > 1 for splits in told):
         raise SystemExit("error: unread splits: call their files train, validation and test")
@@ -825,7 +835,7 @@ def load_clips(test=False):
     print(f"data               {name}")
     tables, files = load_tables(dataset)
     print(f"  files            {', '.join(files) or 'none'}")
-    check_splits(tables, files)
+    check_splits(dataset, tables, files)
     tables, rows = list_rows(dataset, tables)
     if unread := {column for table in tables.values() for column in table.column_names} - COLUMNS:
         print(f"  columns unread   {', '.join(sorted(unread))}")

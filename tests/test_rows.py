@@ -140,11 +140,12 @@ REFUSED = {
     "no columns of ours": ({"train.csv": "name,words\na,b\n"}, "it has train with name, words"),
     "other columns": (
         {"train.csv": GO, "validation.csv": "uid,text,signer\na,go,1\n"},
-        "because column names don't match",
+        "all files need the same columns",
     ),
     "paths": ({"train.csv": "gloss,pose\ngo,a.pose\n"}, "string: give paths in the column uid"),
     "a column split": ({"train.csv": "uid,text,split\na,go,train\nb,go,test\n"}, NO_SPLITS),
     "a column Split": ({"train.csv": "uid,text,Split\na,go,1\nb,go,2\n"}, NO_SPLITS),
+    "a table beside": ({"train.csv": GO, "Val.csv": GO}, NO_SPLITS),
     "names in upper case": ({"Train.csv": GO, "Val.csv": GO, "Test.csv": GO}, NO_SPLITS),
     "folders in upper case": ({"TRAIN/0.jsonl": ROWS[0], "DEV/0.jsonl": ROWS[1]}, NO_SPLITS),
     "one video": (
