@@ -91,6 +91,11 @@ def pose_bytes(where, layout=576, fps=25, version=0.1, unseen=(), confidence=Non
     return struct.pack("<f", version) + file.getvalue()[4:] + body  # the library writes 0.2 alone
 
 
+def clips_of(*uids, frames=4, first=0):
+    """{uid: the bytes of a .pose file, each of another clip}"""
+    return {uid: pose_bytes(positions(frames, seed)) for seed, uid in enumerate(uids, first)}
+
+
 def zipped(clips):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -223,6 +228,15 @@ def write_checkpoint(path, name="gru", **changes):
     return model.eval()
 
 
+def outcome(model="gru"):
+    """What a run leaves here: the log without the times, and the weights and moments."""
+    with open(f"{model}.log", newline="") as file:
+        rows = csv.DictReader(file)
+        log = [[float(row[name]) for name in row if name != "seconds"] for row in rows]
+    best, last = (torch.load(f"{x}_{model}.pt", weights_only=True) for x in ("best", "last"))
+    return log, best["weights"], last["weights"], last["average"], last["optimizer"]
+
+
 def shrink_sample(patch, times=20):
     """Make the sample of both scripts so many times smaller, in this process."""
     make = model_selection.sample_rows
@@ -244,10 +258,17 @@ def edited(source, **settings):
     return source
 
 
-def fork(work, kill_after=None, limit=None):
+def until(condition, seconds=200):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
+
+
+def fork(work, when=None, number=signal.SIGKILL, limit=None):
     """work() in a process of its own -> (status, or the signal below 0; stdout; stderr).
 
-    kill_after: seconds until `kill -9`; limit: the largest file that it may write, in bytes.
+    when: a call after which it gets the signal; limit: of the files that it writes, in bytes.
     """
     child = os.fork()
     if child == 0:
@@ -255,7 +276,7 @@ def fork(work, kill_after=None, limit=None):
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             sys.stdout, sys.stderr = out, err
-            faulthandler.dump_traceback_later(120, exit=True, file=err)  # where it hangs
+            faulthandler.dump_traceback_later(240, exit=True, file=err)  # where it hangs
             if limit:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -267,9 +288,9 @@ def fork(work, kill_after=None, limit=None):
                 traceback.print_exc()
                 err.flush()
             os._exit(99)  # what run_script does not make a line of
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
+    if when:
+        when()
+        os.kill(child, number)
     _, status = os.waitpid(child, 0)
     out, err = (Path(name).read_text() for name in ("out.txt", "err.txt"))
     return os.waitstatus_to_exitcode(status), out, err
