@@ -8,13 +8,11 @@ import os
 import resource
 import signal
 import struct
-import subprocess
 import sys
 import time
 import traceback
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -294,22 +292,3 @@ def fork(work, when=None, number=signal.SIGKILL, limit=None):
     _, status = os.waitpid(child, 0)
     out, err = (Path(name).read_text() for name in ("out.txt", "err.txt"))
     return os.waitstatus_to_exitcode(status), out, err
-
-
-def run(folder, script, *arguments, **settings):
-    """Run an edited copy of a script as a user does, its output going to files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / script).write_text(edited((ROOT / script).read_text("utf8"), **settings), "utf8")
-    with open(folder / "out.txt", "wb") as out, open(folder / "err.txt", "wb") as err:
-        code = subprocess.run(
-            [sys.executable, script, *arguments],
-            cwd=folder,
-            stdout=out,
-            stderr=err,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-            env=os.environ,
-        ).returncode
-    out, err = ((folder / name).read_bytes().decode() for name in ("out.txt", "err.txt"))
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    return SimpleNamespace(code=code, folder=folder, out=out, err=err, errors=errors)

@@ -31,17 +31,6 @@ def statistics():
     return {key: torch.tensor(value, dtype=torch.float32) for key, value in values.items()}
 
 
-class Words:
-    """Sentences -> tokens, token_mask, by a tokenizer."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-
-    def __call__(self, sentences):
-        text = script.tokenize(self.tokenizer, sentences, 6)
-        return text["input_ids"], text["attention_mask"].bool()
-
-
 def build(name, bert=None, **changes):
     settings = {"DROPOUT": 0.3, "POSE_DIM": D, "MAX_FRAMES": FRAMES, "MAX_GLOSS_LEN": 6}
     small(**{**settings, "BERT_NAME": str(bert), **changes})
@@ -50,7 +39,13 @@ def build(name, bert=None, **changes):
     for value in model.parameters():
         if value.dim() == 2 and not value.any():
             torch.nn.init.xavier_uniform_(value)
-    return model.eval(), Words(tokenizer)
+
+    def words(sentences):
+        text = script.tokenize(tokenizer, sentences, 6)
+        return text["input_ids"], text["attention_mask"].bool()
+
+    words.tokenizer = tokenizer
+    return model.eval(), words
 
 
 def clips_of(sentences, poses, seconds=None):
@@ -65,9 +60,9 @@ def clips_of(sentences, poses, seconds=None):
     return script.Clips(pairs, SimpleNamespace(frames=lambda: frames))
 
 
-def random_poses(lengths=LENGTHS, seed=0):
-    rng, poses = np.random.default_rng(seed), []
-    for length in lengths:
+def random_poses():
+    rng, poses = np.random.default_rng(0), []
+    for length in LENGTHS:
         pose = np.cumsum(rng.normal(size=(length, D)), 0)
         pose[rng.random((length, D // 2)).repeat(2, 1) < 0.2] = np.nan
         pose[:, -2:] = np.nan
@@ -75,18 +70,9 @@ def random_poses(lengths=LENGTHS, seed=0):
     return poses
 
 
-def random_clips(words, times=1, **options):
-    return clips_of(SENTENCES * times, random_poses(LENGTHS * times, **options)).with_tokens(
-        words.tokenizer
-    )
-
-
-def batch_of(words, numbers=range(3), **options):
-    return random_clips(words, **options).batch(torch.tensor(list(numbers)), CPU)
-
-
-def ask(model, batch):
-    return model(batch["tokens"], batch["token_mask"], batch["n_frames"])
+def batch_of(words, numbers=(0, 1, 2)):
+    clips = clips_of(SENTENCES, random_poses()).with_tokens(words.tokenizer)
+    return clips.batch(torch.tensor(numbers), CPU)
 
 
 def loss_of(model, batch, duration=0.0, motion=0.0, confidence=0.0):
@@ -100,22 +86,18 @@ def gradient(model, loss):
     return torch.cat([value.grad.ravel() for value in model.parameters() if value.grad is not None])
 
 
-# ---- batches
+# ---- batches, padding and masks
 
 
 def test_a_batch_is_as_long_as_its_longest_clip_and_sentence():
     _, words = build("gru")
-    clips, poses = random_clips(words), random_poses()
-    batch = clips.batch(torch.tensor([2, 0]), CPU)
+    batch, poses = batch_of(words, [2, 0]), random_poses()
     assert batch["pose"].shape == (2, 11, D) and batch["tokens"].tolist() == [[6, 4], [2, 0]]
     assert batch["token_mask"].tolist() == [[True, True], [True, False]]
     np.testing.assert_allclose(batch["pose"][0], poses[2], rtol=1e-6)
     np.testing.assert_allclose(batch["pose"][1, :5], poses[0], rtol=1e-6)
     assert batch["pose"][1, 5:].isnan().all() and batch["n_frames"].tolist() == [11, 5]
     assert batch["seconds"].tolist() == pytest.approx([0.44, 0.2])
-
-
-# ---- padding and masks
 
 
 @names
@@ -152,7 +134,7 @@ def swing(pose, real):
 def test_the_losses_are_those_of_plain_numpy():
     model, words = build("gru")
     batch = batch_of(words)
-    made = ask(model, batch)
+    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
     poses, logits = made.pose.detach().numpy(), made.confidence.detach().numpy()
     squares, chances, moved = [], [], np.zeros((2, 2))  # errors and squares of steps and swings
     for mine, chance, real, n in zip(poses, logits, random_poses(), LENGTHS, strict=True):
@@ -249,14 +231,13 @@ def test_without_n_frames_the_predicted_duration_counts(name, bert):
 @names
 @torch.no_grad()
 def test_fresh_durations_are_a_mean_gloss_and_confidence_the_share_of_frames(name, bert):
-    small(POSE_DIM=D, MAX_FRAMES=FRAMES, BERT_NAME=str(bert))
-    model, tokenizer, _ = script.new_model(name, statistics(), VOCABULARY)
+    model, words = build(name, bert)
     for layer in (model.duration[-1], model.confidence):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     model.seen.copy_(torch.tensor([1, 1, 0.3, 0.3, 0.8, 0.8, 0, 0]))
-    tokens, mask = Words(tokenizer)(SENTENCES)
-    made = model.eval()(tokens, mask, torch.tensor(LENGTHS))
+    tokens, mask = words(SENTENCES)
+    made = model(tokens, mask, torch.tensor(LENGTHS))
     torch.testing.assert_close(made.durations, mask * torch.tensor(0.15))
     chance = made.confidence[0, 0].sigmoid()
     torch.testing.assert_close(chance, torch.tensor([0.999, 0.3, 0.8, 0.001]))

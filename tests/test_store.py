@@ -1,8 +1,8 @@
 """The store of prepared clips: what it keeps, what a run that is stopped loses, two at once."""
 
 import errno
+import itertools
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import change, clips_of, fork, small, until, write_isign, zipped
+from helpers import change, clips_of, fork, small, until, write_isign
 
 import model_selection as script
 
@@ -80,26 +80,21 @@ def test_clips_are_prepared_once_and_new_ones_cost_what_is_new(tmp_path, prepare
         assert len(check(folder)) == 13
 
 
-@pytest.mark.parametrize("form", ["parts", "zip", "folder"])
-def test_only_clips_that_are_new_or_were_replaced_are_prepared(form, tmp_path, prepared):
+@pytest.mark.parametrize("poses", ["iSign-poses_v1.1_part_*", "poses"])
+def test_only_clips_that_are_new_or_were_replaced_are_prepared(poses, tmp_path, prepared):
     def place(clips):
-        if form == "zip":
-            (tmp_path / "all.zip").write_bytes(zipped(clips))
-        elif form == "parts":
-            write_isign(tmp_path / "isign", [(uid, f"word {uid}") for uid in UIDS], clips)
-        else:
-            (tmp_path / "poses").mkdir(exist_ok=True)
-            for uid, data in clips.items():
-                (tmp_path / "poses" / f"{uid}.pose").write_bytes(data)
+        write_isign(tmp_path / "isign", [(uid, f"word {uid}") for uid in UIDS], clips)
+        for uid, data in clips.items():
+            (tmp_path / "poses" / f"{uid}.pose").write_bytes(data)
 
-    write(tmp_path / "isign")
+    (tmp_path / "poses").mkdir()
     kept = clips_of(*UIDS[:9])
-    place({**kept, UIDS[9]: clips_of(UIDS[9], first=40)[UIDS[9]]})
-    places = {"zip": tmp_path / "all.zip", "folder": tmp_path / "poses", "parts": script.POSES}
-    assert prepared(POSES=str(places[form])) == 12
+    write(tmp_path / "isign")
+    place({**kept, **clips_of(UIDS[9], first=40)})
+    assert prepared(POSES=poses) == 12
     before = script.load_clips()[0]
-    if form == "folder":
-        kept = {}  # what is written anew is prepared anew
+    if poses == "poses":
+        kept = {}  # a file that is written anew is prepared anew
     place({**kept, **clips_of(*UIDS[9:], first=50)})
     assert prepared() == 3 and prepared() == 0
     after = script.load_clips()[0]
@@ -165,47 +160,16 @@ def test_clips_that_show_several_people_are_counted(tmp_path, prepared, capsys):
     assert capsys.readouterr().out.count(said) == 2  # also where the store knows it
 
 
-# ---- runs that are stopped, and two at once
-
-
-class CountedSource:
-    """Poses that are made up; which clips are read is written down."""
-
-    name, threads = "counted", 2
-
-    def key(self, row):
-        return row.uid
-
-    def groups(self, rows):
-        return [[row] for row in rows]
-
-    def read(self, group):
-        with open("read.txt", "a") as file:
-            file.write(f"{group[0].uid}\n")
-        time.sleep(0.01)
-        return [[[1.0, 2.0]]]
-
-
-def test_of_three_processes_that_start_at_once_one_reads_each_clip(tmp_path, capfd):
-    """As torchrun's do. Those that wait find that nothing is missing."""
-    small(POSE_DIM=2)
-    rows = [script.Row(str(i), "go", None, "train", i) for i in range(40)]
-    fork = multiprocessing.get_context("fork")
-    together = fork.Barrier(3)
-
-    def work():
-        together.wait()
-        store = script.prepare(rows, CountedSource())
-        os._exit(len(store.clips) != 40 or store.frames().shape != (40, 2))
-
-    processes = [fork.Process(target=work) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert "waiting for another run, which prepares these clips" in capfd.readouterr().out
-    assert sorted(Path("read.txt").read_text().split(), key=int) == [row.uid for row in rows]
+def test_a_run_waits_for_another_one_that_prepares(tmp_path, prepared):
+    """test_torchrun.py has several that start at once."""
+    write(tmp_path / "isign")
+    assert prepared(TRAIN_CLIPS=3, VALIDATION_CLIPS=1) == 4
+    lock = script.lock_file(only_store(tmp_path) / "lock")
+    change(TRAIN_CLIPS=0, VALIDATION_CLIPS=0)
+    out, waits = Path("out.txt"), "waiting for another run, which prepares these clips"
+    fork(script.load_clips, lambda: until(lambda: out.exists() and waits in out.read_text()))
+    lock.close()
+    assert prepared() == 8
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -254,8 +218,13 @@ def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_
     number, tmp_path, monkeypatch
 ):
     write(tmp_path / "isign", [f"{i:012x}-1" for i in range(300)], frames=2)
-    read = script.prepare_pose
-    monkeypatch.setattr(script, "prepare_pose", lambda raw: time.sleep(0.2) or read(raw))
+    read, calls = script.prepare_pose, itertools.count()
+
+    def slow(raw):
+        time.sleep(0 if next(calls) < 50 else 300)  # a thread that sleeps cannot be woken
+        return read(raw)
+
+    monkeypatch.setattr(script, "prepare_pose", slow)
     monkeypatch.setattr(script, "GROUP_BYTES", 2**14)
 
     def lines():
@@ -263,7 +232,7 @@ def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_
 
     code, _, err = fork(script.load_clips, lambda: until(lambda: lines() > 5), number)
     assert code == 130 and err.startswith("\nstopped: the same command") and err.count("\n") == 2
-    assert 5 < len(check(only_store(tmp_path))) < 200  # it would take a minute
+    assert 5 < len(check(only_store(tmp_path))) <= 50
 
 
 def test_no_space_for_the_clips_is_said_and_passes(tmp_path, prepared):

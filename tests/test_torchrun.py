@@ -110,25 +110,10 @@ def test_three_processes_that_start_at_once_read_each_clip_once_and_stop_early_t
     assert "\nstopped: no lower val_mse for 2 epochs\n" in said() and "\nbest_epoch: 1\n" in said()
 
 
-def test_two_processes_resume(tiny):
-    change(EPOCHS=2)
-    assert train(2) == [0, 0]
-    change(EPOCHS=4)
-    assert train(2, "--resume") == [0, 0] and len(outcome()[0]) == 4
-    assert "\nGRU epoch 3/4" in said() and "epoch 2/4" not in said()
-    assert said().startswith("resumed with other settings, so not bit by bit: EPOCHS was 2, is 4\n")
-    change(EPOCHS=5)
-    train(1, "--resume")
-    assert "EPOCHS was 4, is 5; processes was 2, is 1\n" in said()
-
-
 def test_a_batch_that_cannot_be_shared_is_one_line(tiny):
     change(BATCH_SIZE=3)
     assert train(2) == [1, 1]
     assert said() == said(1) == "error: BATCH_SIZE = 3 cannot be shared by 2 processes\n"
-
-
-# ---- by torchrun itself
 
 
 def start(folder, *arguments):
@@ -164,3 +149,7 @@ def test_a_run_of_two_that_is_stopped_ends_and_goes_on(number, tiny, tmp_path, m
     assert "epoch 6/6" not in said()
     assert train(2, "--resume") == [0, 0]
     torch.testing.assert_close(outcome()[:2], unbroken[:2], rtol=1e-5, atol=1e-6)
+    train(1, "--resume")
+    assert said().startswith(
+        "resumed with other settings, so not bit by bit: processes was 2, is 1"
+    )

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,7 +67,13 @@ def edit_sample(patch, edit, split):
         patch.setattr(module, "sample_rows", edited_rows)
 
 
-# ---- steps
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_three_epochs_of_the_sample_leave_a_fifth_of_the_mean_poses_error(name):
+    """.10 to .12, by 3 seeds; .37 by a plan that averages the signs, or a window over all alike."""
+    rates = {"LR_GRU": 0.01, "LR_TRANSFORMER": 0.004}
+    small(DATASET="sample", MAX_FRAMES=24, EMBED_DIM=64, HIDDEN_DIM=64, WARMUP=0.1, **rates)
+    line = epochs_of(new_run(name), 3).log[-1]
+    assert line["val_mse"] < 0.2 * line["mean_pose_mse"]
 
 
 def test_mixed_precision_learns_alike(tiny, monkeypatch):
@@ -171,22 +176,6 @@ def test_the_order_is_by_seed_and_epoch_and_processes_share_each_batch(tiny):
     assert whole != [batch.tolist() for batch in new_run(SEED=1).order()]
 
 
-def test_what_is_dropped_differs_by_process_and_epoch_and_not_by_run(tiny, monkeypatch):
-    drawn = []
-
-    def drawing(model, batch):
-        drawn.append(torch.rand(3).tolist())
-        return model.output.weight.sum(), torch.zeros(())
-
-    monkeypatch.setattr(script, "training_loss", drawing)
-    run = new_run(BATCH_SIZE=16)
-    for rank, epoch in ((0, 1), (1, 1), (0, 2), (0, 1)):
-        run.rank, run.log = rank, [{}] * (epoch - 1)
-        schedule = script.new_schedule(run.optimizer, 9, done=0)
-        script.train_one_epoch(run, run.model, schedule, "")
-    assert drawn[0] == drawn[3] and len({str(x) for x in drawn}) == 3
-
-
 @pytest.mark.parametrize("module", [script, final])
 @pytest.mark.parametrize(
     "errors, stopped, best",
@@ -269,30 +258,19 @@ def test_words_that_a_tokenizer_drops_does_not_know_or_reads_as_others_are_told(
 # ---- checkpoints
 
 
-LOAD = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-import train_final_model as final
-poses = {}
-for name in ("gru", "transformer", "bert"):
-    model, tokenizer, length, _ = final.load_model(f"best_{name}.pt")
-    answers = final.generate(model, tokenizer, ["hello", "I want go school"], length)
-    poses[name] = [torch.tensor(one.pose) for one in answers]
-torch.save(poses, sys.argv[2])
-"""
-
-
-def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tiny, bert, tmp_path, monkeypatch):
+def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tiny, bert, tmp_path):
     change(BERT_NAME=shutil.copytree(bert, tmp_path / "bert"), EPOCHS=1)
     for name in script.MODELS:
         train(model=name)
-    monkeypatch.setattr(sys, "argv", ["", str(ROOT), "here.pt"])
-    exec(LOAD, {})
+        train("--predict", "hello", "I want go school", model=name)
     shutil.rmtree(tmp_path / "bert")
-    subprocess.run([sys.executable, "-c", LOAD, ROOT, "there.pt"], check=True)
-    here, there = torch.load("here.pt"), torch.load("there.pt")
-    assert all(poses[1].abs().max() > 0.1 for poses in here.values())
-    torch.testing.assert_close(there, here)
+    there = "predict = lambda name: f.main(['--model', name, '--predict', *sys.argv[1:]])"
+    code = f"import sys, train_final_model as f; {there}; [*map(predict, f.MODELS)]"
+    command = [sys.executable, "-c", code, "hello", "I want go school"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    files = [sorted(path.glob("*.pose")) for path in sorted(tmp_path.glob("predictions*"))]
+    signed = [[path.read_bytes() for path in some] for some in files]
+    assert len(signed) == 6 and signed[:3] == signed[3:] and len({*map(len, signed[0])}) == 2
 
 
 def test_an_interrupted_save_leaves_the_old_file_and_kills_leave_one(tmp_path, monkeypatch):
@@ -515,14 +493,11 @@ def test_an_updated_library_or_a_moved_encoder_is_resumed_and_another_is_not(tin
 
 
 def test_a_second_run_of_a_model_in_a_folder_is_refused(tiny):
-    lock = "import fcntl, sys, time; f = open('.gru.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
-    code = f"{lock}; print('held', flush=True); time.sleep(60)"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    holder.stdout.readline()
-    with pytest.raises(SystemExit, match="^error: another run of gru is at work in this folder$"):
-        train()
-    holder.kill()
-    holder.wait()
+    lock = final.claim_folder("gru")
+    said = "error: another run of gru is at work in this folder\n"
+    assert fork(train) == (1, "", said)
+    lock.close()
+    fork(partial(final.claim_folder, "gru"))
     final.claim_folder("gru").close()  # a lock ends with its process
 
 
@@ -564,28 +539,15 @@ def test_what_a_user_meets_is_one_line(tiny):
         assert code == 99 and err.endswith(f"{type(bug).__name__}: {bug}\n")
 
 
-@pytest.mark.parametrize("preparing", [True, False])
-def test_the_process_ends_hard_only_where_a_thread_of_the_preparation_sleeps(preparing):
-    """Of a notebook, which runs a script by %run, the process goes on."""
-
-    def main():
-        if preparing:
-            rows = [SimpleNamespace()]
-            source = SimpleNamespace(
-                threads=1, groups=lambda rows: [rows], read=lambda group: time.sleep(100)
-            )
-            signal.setitimer(signal.ITIMER_REAL, 0.5)
-            signal.signal(signal.SIGALRM, signal.default_int_handler)
-            script.add_clips(None, source, rows)
-        raise KeyboardInterrupt
+def test_a_notebook_that_runs_a_script_by_run_goes_on():
+    """But for threads of the preparation that sleep: see test_store.py."""
 
     def notebook():
         with pytest.raises(SystemExit, match="130"):
-            final.run_script(main)
+            final.run_script(lambda: signal.raise_signal(signal.SIGINT))
         os._exit(7)
 
-    began = time.monotonic()
-    assert fork(notebook)[0] == (130 if preparing else 7) and time.monotonic() - began < 60
+    assert fork(notebook)[0] == 7
 
 
 def test_processes_without_a_gpu_are_told_before_the_poses_are_prepared(tiny, monkeypatch):
