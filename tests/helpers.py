@@ -5,6 +5,7 @@ import csv
 import faulthandler
 import io
 import os
+import re
 import resource
 import signal
 import struct
@@ -153,19 +154,9 @@ def change(**settings):
 
 def small(**changes):
     """Tiny settings in both scripts; conftest.py takes them back after a test."""
-    settings = {
-        "CONFIG": None,
-        "VALIDATION_SHARE": 0.3,
-        "TRAIN_CLIPS": 0,
-        "VALIDATION_CLIPS": 0,
-        "MAX_BAD_SHARE": 0.9,
-        "MAX_FRAMES": 12,
-        "EMBED_DIM": 16,
-        "HIDDEN_DIM": 16,
-        "EPOCHS": 12,
-        "WARMUP": 0.1,
-        "SEED": 7,
-    }
+    settings = {"CONFIG": None, "VALIDATION_SHARE": 0.3, "MAX_BAD_SHARE": 0.9, "SEED": 7}
+    settings |= {"TRAIN_CLIPS": 0, "VALIDATION_CLIPS": 0, "MAX_FRAMES": 12}
+    settings |= {"EMBED_DIM": 16, "HIDDEN_DIM": 16, "EPOCHS": 12, "WARMUP": 0.1}
     set_in_both({**settings, **changes})
 
 
@@ -173,14 +164,9 @@ def write_bert(folder):
     """A tiny BERT with a tokenizer."""
     pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] "
     pieces += "hello i you want go school house water eat book good ##s"
-    config = transformers.BertConfig(
-        vocab_size=len(pieces.split()),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=80,
-    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "max_position_embeddings": 80}
+    config = transformers.BertConfig(vocab_size=len(pieces.split()), **sizes)
     torch.manual_seed(5)
     transformers.BertModel(config).save_pretrained(folder)
     Path(folder, "vocab.txt").write_text(pieces.replace(" ", "\n"))
@@ -193,16 +179,9 @@ def write_bert(folder):
 
 
 WORDS = ["<pad>", "<unk>", "GO", "HELLO", "SCHOOL", "WANT"]
-METRICS = {  # of a checkpoint that was not trained
-    "val_mse": 0.25,
-    "val_mae": 0.375,
-    "mean_pose_mse": 0.5,
-    "motion": 0.75,
-    "tremble": 0.0625,
-    "reach": 1.25,
-    "duration_error": 0.125,
-    "seen_error": 0.0625,
-}
+METRICS = {"val_mse": 0.25, "val_mae": 0.375, "mean_pose_mse": 0.5}  # of no training
+METRICS |= {"motion": 0.75, "tremble": 0.0625, "reach": 1.25}
+METRICS |= {"duration_error": 0.125, "seen_error": 0.0625}
 
 
 def write_checkpoint(path, name="gru", **changes):
@@ -245,14 +224,8 @@ def shrink_sample(patch, times=20):
 def edited(source, **settings):
     """The script with other constants above its shared block, each on a line of its own."""
     for name, value in settings.items():
-        for node in ast.parse(source[: source.index("SHARED BLOCK")]).body:
-            if isinstance(node, ast.Assign) and node.targets[0].id == name:
-                lines = source.splitlines(keepends=True)
-                lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {value!r}\n"]
-                source = "".join(lines)
-                break
-        else:
-            raise AssertionError(f"no setting {name}")
+        before, _, after = re.split(f"^({name} = .*)", source, maxsplit=1, flags=re.M)
+        source = f"{before}{name} = {value!r}{after}"
     return source
 
 
@@ -263,29 +236,32 @@ def until(condition, seconds=200):
         time.sleep(0.02)
 
 
+def start(work, out="out.txt", err="err.txt", limit=None):
+    """work() in a process of its own, as a script runs it -> its number."""
+    if child := os.fork():
+        return child
+    for descriptor, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    faulthandler.dump_traceback_later(240, exit=True, file=sys.stderr)  # where it hangs
+    if limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        train_final_model.run_script(work)
+    except SystemExit as end:
+        os._exit(end.code)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(99)  # what run_script does not make a line of
+
+
 def fork(work, when=None, number=signal.SIGKILL, limit=None):
-    """work() in a process of its own -> (status, or the signal below 0; stdout; stderr).
+    """work() as by start -> (status, or the signal below 0; stdout; stderr).
 
     when: a call after which it gets the signal; limit: of the files that it writes, in bytes.
     """
-    child = os.fork()
-    if child == 0:
-        with open("out.txt", "w") as out, open("err.txt", "w") as err:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.stdout, sys.stderr = out, err
-            faulthandler.dump_traceback_later(240, exit=True, file=err)  # where it hangs
-            if limit:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            try:
-                train_final_model.run_script(work)
-            except SystemExit as end:
-                os._exit(end.code)
-            except BaseException:
-                traceback.print_exc()
-                err.flush()
-            os._exit(99)  # what run_script does not make a line of
+    child = start(work, limit=limit)
     if when:
         when()
         os.kill(child, number)

@@ -45,15 +45,10 @@ def test_baselines(monkeypatch, capsys):
     assert re.search(rf"\| GRU \| 1 \| .* \| {error:.3f} \| {motion:.2f} \| ", printed)
 
 
-def test_cuda(bert, monkeypatch, capsys):
+def test_cuda(bert, monkeypatch):
     monkeypatch.setattr(bench_cuda, "STEPS", 1)
     monkeypatch.setattr(bench_cuda, "SETTINGS", {})
-    rows = {
-        "a": (bench_cuda.measure, bert, "bert", "4"),
-        "b": (bench_cuda.measure, bert, "no", "4"),
-    }
-    assert bench_cuda.table("T", bench_cuda.SPEED, rows) == 1
-    assert "| b | **error**: KeyError: 'no' |" in capsys.readouterr().out
+    assert float(bench_cuda.measure(bert, "bert", "4")[0]) > 0
 
 
 def test_data(hub, monkeypatch, capsys):

@@ -93,6 +93,7 @@ def test_what_is_prepared_needs_no_network(isign, monkeypatch):
     isign.requests.clear()
     again = load()
     assert again["train"].crcs == first["train"].crcs and isign.requests == []
+    assert "check the name, the network, HF_TOKEN" in line(DATASET="Exploration-Lab/other")
 
 
 @pytest.mark.parametrize("fault", [503, "cut", "html", "wrong", "long"])
@@ -160,13 +161,6 @@ def test_access_that_is_missing_gets_its_own_line(isign, monkeypatch, token, cha
     assert said in line(**changes)
 
 
-def test_no_network_is_said_in_one_line(isign, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(script.datasets.config, "HF_HUB_OFFLINE", True)
-    said = line()
-    assert "Exploration-Lab/iSign" in said and "check the name, the network, HF_TOKEN" in said
-
-
 @pytest.mark.parametrize("variable", TOKENS)
 def test_with_a_token_there_is_no_sample(variable, isign, monkeypatch, capsys):
     """HF_TOKEN is taken first, and without the spaces around it."""
@@ -207,12 +201,11 @@ def test_the_hubs_poses_may_be_a_folder_or_one_zip(form, isign, files, tmp_path,
     assert NONE_LEFT_OUT in capsys.readouterr().out and isign.faults == []
 
 
-@pytest.mark.parametrize("own_splits", [False, True])
-def test_the_selection_says_what_the_full_training_costs(own_splits, isign, files, capsys):
-    rows = "aaaaaaaaaaaa-1,\nbbbbbbbbbbbb-1,nan \ncccccccccccc-1,?!\n"  # without a text
-    isign.files["iSign_v1.1.csv"] += rows.encode()
-    if own_splits:
-        isign.files["val.csv"] = b"uid,text\n" + f"{UIDS[0]},go\n".encode()
+@pytest.mark.parametrize("own", [0, 1])
+def test_the_selection_says_what_the_full_training_costs(own, isign, capsys):
+    isign.files["iSign_v1.1.csv"] += b"aaaaaaaaaaaa-1,\nbbbbbbbbbbbb-1,nan \n"  # without a text
+    if own:  # splits
+        isign.files["val.csv"] = f"uid,text\n{UIDS[0]},go\n".encode()
         isign.files["README.md"] = (
             b"---\nconfigs:\n- config_name: iSign_v1.1\n  data_files:\n"
             b"  - {split: train, path: iSign_v1.1.csv}\n  - {split: val, path: val.csv}\n---\n"
@@ -220,12 +213,12 @@ def test_the_selection_says_what_the_full_training_costs(own_splits, isign, file
     load(TRAIN_CLIPS=4, VALIDATION_CLIPS=1, BATCH_SIZE=4, MAX_FRAMES=24, VALIDATION_SHARE=0.2)
     capsys.readouterr()
     script.report_full_training()
-    train, validation = (30, 1) if own_splits else (24, 6)
+    train, validation = (30, 1) if own else (24, 6)
     told = [text[:19].strip() + ": " + text[19:] for text in capsys.readouterr().out.splitlines()]
     assert told == [
-        f"full training: what train_final_model.py costs on all {33 + own_splits} rows, about",
+        f"full training: what train_final_model.py costs on all {32 + own} rows, about",
         f"clips: {train} train, {validation} validation",  # those with a text, not of the subset
         f"read: {archive_bytes(isign.files) / 2**30:.1f} GiB of poses from the hub, once",
-        f"kept: at most {(30 + own_splits) * 24 * 152 * 4 / 2**30:.1f} GiB in the cache",
+        f"kept: at most {(30 + own) * 24 * 152 * 4 / 2**30:.1f} GiB in the cache",
         f"steps: {-(-train // 4)} in an epoch of 4 clips each",
     ]

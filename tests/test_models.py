@@ -100,25 +100,6 @@ def test_a_batch_is_as_long_as_its_longest_clip_and_sentence():
     assert batch["seconds"].tolist() == pytest.approx([0.44, 0.2])
 
 
-@names
-def test_a_padded_batch_has_the_loss_and_the_gradient_of_its_clips_one_by_one(name, bert):
-    model, words = build(name, bert)
-    batch = batch_of(words)
-    loss, mse = loss_of(model, batch, 0.1)
-    count = batch["pose"].isfinite().sum()
-    alone, alone_mse = 0, 0
-    for i in range(3):
-        one = batch_of(words, [i])
-        share = one["pose"].isfinite().sum() / count
-        with_duration, one_mse = loss_of(model, one, 0.1)
-        of_pose, _ = loss_of(model, one)
-        alone += of_pose * share + (with_duration - of_pose) / 3
-        alone_mse += one_mse * share
-    torch.testing.assert_close(mse, alone_mse, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(loss, alone, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gradient(model, loss), gradient(model, alone), rtol=1e-3, atol=1e-4)
-
-
 def swing(pose, real):
     """How far each point is between its means over .12 s and .48 s, of the frames that show it."""
     blurred = np.full((2, *pose.shape), np.nan)
@@ -226,21 +207,6 @@ def test_without_n_frames_the_predicted_duration_counts(name, bert):
         assert (made.durations[mask] > 0).all() and (made.durations[~mask] == 0).all()
         torch.testing.assert_close(made.durations.sum(1), made.seconds)
     assert (n_frames == FRAMES).all()
-
-
-@names
-@torch.no_grad()
-def test_fresh_durations_are_a_mean_gloss_and_confidence_the_share_of_frames(name, bert):
-    model, words = build(name, bert)
-    for layer in (model.duration[-1], model.confidence):
-        torch.nn.init.zeros_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    model.seen.copy_(torch.tensor([1, 1, 0.3, 0.3, 0.8, 0.8, 0, 0]))
-    tokens, mask = words(SENTENCES)
-    made = model(tokens, mask, torch.tensor(LENGTHS))
-    torch.testing.assert_close(made.durations, mask * torch.tensor(0.15))
-    chance = made.confidence[0, 0].sigmoid()
-    torch.testing.assert_close(chance, torch.tensor([0.999, 0.3, 0.8, 0.001]))
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])
@@ -392,15 +358,6 @@ def test_dropout_makes_no_motion(name, bert, monkeypatch):
     assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0, 1 / 0.7])
     assert torch.equal(model.eval().drop_features(frames), frames)
     assert torch.equal(model(tokens, mask).pose, model(tokens, mask).pose)
-
-
-def test_the_layers_of_a_fresh_transformer_are_identities():
-    small(POSE_DIM=D, MAX_FRAMES=FRAMES)
-    model = script.new_model("transformer", statistics(), VOCABULARY)[0].eval()
-    x, states = torch.randn(2, 5, 16), torch.randn(2, 3, 16)
-    encoder, decoder = model.encoder.attention, model.decoder.attention
-    torch.testing.assert_close(encoder(x), encoder.norm(x))
-    torch.testing.assert_close(decoder(x, states), decoder.norm(x))
 
 
 # ---- pretrained encoders

@@ -119,18 +119,6 @@ def test_a_table_that_was_replaced_is_read_anew(tmp_path):
         assert clips["train"].pose(0)[0, 0].item() == pytest.approx(ord(word[0]) / 99)
 
 
-def test_what_is_damaged_is_looked_at_again(tmp_path, prepared, capsys):
-    write(tmp_path / "isign")
-    part = tmp_path / "isign" / "iSign-poses_v1.1_part_ab"
-    whole = part.read_bytes()
-    part.write_bytes(whole[:200] + b"?" * 50 + whole[250:])
-    assert prepared() == 12
-    assert "1 damaged in the archive" in capsys.readouterr().out
-    part.write_bytes(whole)
-    assert prepared() == 1
-    assert "left out         none" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("fault", ["cut", "joined", "frames"])
 def test_what_a_kill_a_full_disk_or_a_copy_cut_is_prepared_anew(fault, tmp_path, prepared):
     """The last line; also where another thread's line joined it; or frames."""

@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, change, edited, outcome, small, until, write_bert
+from helpers import ROOT, change, edited, outcome, small, start, until, write_bert
 
 import train_final_model as final
 
@@ -43,26 +44,17 @@ def train(world, *arguments, model="gru"):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            if world > 1:
-                variables["TORCHELASTIC_RUN_ID"] = "test"
-            os.environ.update({name: str(value) for name, value in variables.items()})
-            output = os.open(f"{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            sys.stdout = sys.stderr = open(1, "w", 1, closefd=False)  # noqa: SIM115
-            try:
-                final.run_script(lambda: final.main(["--model", model, *arguments]))
-            except SystemExit as end:
-                os._exit(end.code)
-            finally:
-                os._exit(99)
-        children.append(child)
+
+    def work(rank):
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        if world > 1:
+            variables["TORCHELASTIC_RUN_ID"] = "test"
+        os.environ.update({name: str(value) for name, value in variables.items()})
+        final.main(["--model", model, *arguments])
+
+    files = [f"{rank}.txt" for rank in range(world)]
+    children = [start(partial(work, i), file, file) for i, file in enumerate(files)]
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
@@ -116,15 +108,15 @@ def test_a_batch_that_cannot_be_shared_is_one_line(tiny):
     assert said() == said(1) == "error: BATCH_SIZE = 3 cannot be shared by 2 processes\n"
 
 
-def start(folder, *arguments):
+def torchrun(folder, *arguments):
     """The script under torchrun, in a copy with other settings."""
     source = edited((ROOT / "train_final_model.py").read_text("utf8"), **{**SETTINGS, "EPOCHS": 6})
     source = source.replace("sample_rows(320, 1)", "sample_rows(14, 1)")
     (folder / "train_final_model.py").write_text(
         source.replace("sample_rows(80, 2)", "sample_rows(5, 2)"), "utf8"
     )
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command = [sys.executable, *torchrun, "train_final_model.py", "--model", "gru", *arguments]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command = [sys.executable, *launcher, "train_final_model.py", "--model", "gru", *arguments]
     with open("0.txt", "w") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
@@ -138,7 +130,7 @@ def test_a_run_of_two_that_is_stopped_ends_and_goes_on(number, tiny, tmp_path, m
     assert train(2) == [0, 0]
     unbroken = outcome()
     monkeypatch.chdir(tmp_path)
-    run = start(tmp_path)
+    run = torchrun(tmp_path)
     until(lambda: "epoch 2/6" in said())
     found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout
     workers = [int(pid) for pid in found.split()]

@@ -68,12 +68,16 @@ def edit_sample(patch, edit, split):
 
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])
-def test_three_epochs_of_the_sample_leave_a_fifth_of_the_mean_poses_error(name):
-    """.10 to .12, by 3 seeds; .37 by a plan that averages the signs, or a window over all alike."""
+def test_three_epochs_of_the_sample_reach_an_eighth_of_the_mean_poses_error(name):
+    """.10 to .12, by 3 seeds.
+
+    By signs that are all their average, or a window over all signs alike: .35 to .37; without the
+    place within a sign, or with PyTorch's beginning of attention: .15 to .16.
+    """
     rates = {"LR_GRU": 0.01, "LR_TRANSFORMER": 0.004}
-    small(DATASET="sample", MAX_FRAMES=24, EMBED_DIM=64, HIDDEN_DIM=64, WARMUP=0.1, **rates)
+    small(DATASET="sample", MAX_FRAMES=24, EMBED_DIM=64, HIDDEN_DIM=64, **rates)
     line = epochs_of(new_run(name), 3).log[-1]
-    assert line["val_mse"] < 0.2 * line["mean_pose_mse"]
+    assert line["val_mse"] < 0.14 * line["mean_pose_mse"]
 
 
 def test_mixed_precision_learns_alike(tiny, monkeypatch):
@@ -212,14 +216,10 @@ def test_early_stopping_keeps_the_best_epoch_and_says_why(
 
 
 def test_a_loss_that_is_not_finite_is_one_line_and_keeps_the_best(tiny, monkeypatch):
-    training_loss, steps = final.training_loss, []
-
-    def infinite(*arguments):
-        steps.append(0)
-        loss, mse = training_loss(*arguments)
-        return loss * (math.inf if len(steps) == 6 else 1), mse
-
-    monkeypatch.setattr(final, "training_loss", infinite)
+    one_epoch = final.train_one_epoch
+    monkeypatch.setattr(
+        final, "train_one_epoch", lambda run, *x: math.nan if run.log else one_epoch(run, *x)
+    )
     line = "^error: the loss of GRU epoch 2/4 is not finite: lower the learning rate$"
     with pytest.raises(SystemExit, match=line):
         train()
@@ -253,9 +253,6 @@ def test_words_that_a_tokenizer_drops_does_not_know_or_reads_as_others_are_told(
         tokenizer = final.load_tokenizer(**run.built["tokenizer"])
         (answer,) = final.generate(run.average.eval(), tokenizer, [text], 16)
         assert bool(answer.unknown) == (unknown > 0)
-
-
-# ---- checkpoints
 
 
 def test_a_checkpoint_is_complete_by_itself_in_a_fresh_process(tiny, bert, tmp_path):
@@ -352,14 +349,13 @@ def test_killed_after_any_file_a_resumed_run_ends_as_an_unbroken_one(tiny, tmp_p
         with monkeypatch.context() as patch:
             patch.setattr(final, "save", save_and_die)
             assert fork(train)[0] == -signal.SIGKILL
-        killed = shutil.copytree(tmp_path, tmp_path / f"{files}", ignore=lambda *_: ["cache"])
+        left = {path: path.read_bytes() for path in map(Path, FILES) if path.exists()}
         train("--resume")
         same(outcome(), expected)
-        if files % 3 != 1:
-            continue
-        # between last and best: with other settings no later epoch need be the best one
-        with monkeypatch.context() as patch:
-            patch.chdir(killed)
+        if files % 3 == 1:  # with other settings no later epoch need be the best one
+            Path(BEST).unlink()
+            for path, data in left.items():
+                path.write_bytes(data)
             change(BATCH_SIZE=2, LR_GRU=0.5)
             train("--resume")
             best, last = (torch.load(path, weights_only=True) for path in (BEST, LAST))
@@ -368,30 +364,27 @@ def test_killed_after_any_file_a_resumed_run_ends_as_an_unbroken_one(tiny, tmp_p
             change(BATCH_SIZE=4, LR_GRU=1e-3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_with_one_line_and_nothing_is_lost(number, finished, monkeypatch):
-    training_loss = final.training_loss
+@pytest.mark.parametrize(
+    "number, last_step", [(signal.SIGINT, 2), (signal.SIGINT, 10), (signal.SIGTERM, 10)]
+)
+def test_a_signal_ends_the_run_with_one_line_and_nothing_is_lost(
+    number, last_step, finished, monkeypatch
+):
+    training_loss, steps = final.training_loss, itertools.count(1)
 
-    def stop_at(last_step):
-        steps = itertools.count(1)
+    def stop(*arguments):
+        if next(steps) == last_step:
+            os.kill(os.getpid(), number)
+        return training_loss(*arguments)
 
-        def stop(*arguments):
-            if next(steps) == last_step:
-                os.kill(os.getpid(), number)
-            return training_loss(*arguments)
-
-        return stop
-
-    again = "the same command starts again, with the clips that were prepared"
-    for step, said in ((2, again), (10, "the same command with --resume goes on")):
-        with monkeypatch.context() as patch:
-            patch.setattr(final, "training_loss", stop_at(step))
-            code, _, err = fork(train)
-        assert (code, err) == (130, f"\nstopped: {said}\n")
-        assert not [*Path().glob("*.tmp")]
-        if said == again:
-            same(outcome(), finished)  # the run before this one stays
-    assert len(torch.load(LAST, weights_only=True)["log"]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(final, "training_loss", stop)
+        code, _, err = fork(train)
+    said = "the same command with --resume goes on"
+    if last_step == 2:  # in the first epoch, so that the files of the run before stay
+        said = "the same command starts again, with the clips that were prepared"
+    assert (code, err) == (130, f"\nstopped: {said}\n") and not [*Path().glob("*.tmp")]
+    assert len(torch.load(LAST, weights_only=True)["log"]) == (2 if last_step == 10 else 4)
     for _ in range(2):  # the second time there is nothing left to do
         train("--resume")
         same(outcome(), finished)
@@ -501,9 +494,6 @@ def test_a_second_run_of_a_model_in_a_folder_is_refused(tiny):
     final.claim_folder("gru").close()  # a lock ends with its process
 
 
-# ---- what ends a script with one line
-
-
 def test_a_disk_without_room_is_one_line_and_nothing_is_lost(finished):
     final.load_clips()  # there is room for these
     code, _, err = fork(train, limit=10_000)  # bytes, less than best_gru.pt
@@ -512,16 +502,13 @@ def test_a_disk_without_room_is_one_line_and_nothing_is_lost(finished):
     assert not [*Path().glob("*.tmp")]
 
 
-def raise_in_script(error):
-    def main():
+def test_what_a_user_meets_is_one_line(tiny):
+    """There is no GPU here, so that the peak of its memory is 0."""
+
+    def fail(error):
         print("before")
         raise error
 
-    return fork(main)
-
-
-def test_what_a_user_meets_is_one_line(tiny):
-    """There is no GPU here, so that the peak of its memory is 0."""
     full = "error: GPU full at 0 MB; lower BATCH_SIZE = 4\n"
     no_room = OSError(28, "No space left on device")
     for error, status, said in (
@@ -533,9 +520,9 @@ def test_what_a_user_meets_is_one_line(tiny):
         (SystemExit(2), 2, ""),
         (SystemExit(), 0, ""),
     ):
-        assert raise_in_script(error) == (status, "before\n", said)
+        assert fork(partial(fail, error)) == (status, "before\n", said)
     for bug in (ValueError("a bug"), RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")):
-        code, _, err = raise_in_script(bug)
+        code, _, err = fork(partial(fail, bug))
         assert code == 99 and err.endswith(f"{type(bug).__name__}: {bug}\n")
 
 
