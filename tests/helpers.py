@@ -116,10 +116,8 @@ def write_parts(folder, data, n):
 def write_isign(folder, rows, clips, parts=3):
     """iSign's layout: rows (uid, text or None) in a CSV, clips {uid: bytes} in a zip in parts."""
     write_parts(folder, zipped(clips), parts)
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: iSign_v1.1\n  data_files: iSign_v1.1.csv\n"
-        "  default: true\n---\nA copy of the hub's layout.\n"
-    )
+    config = "{config_name: iSign_v1.1, data_files: iSign_v1.1.csv, default: true}"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- {config}\n---\nAs on the hub.\n")
     with open(folder / "iSign_v1.1.csv", "w", newline="") as file:
         csv.writer(file).writerows([("uid", "text"), *rows])
     return str(folder)

@@ -1,8 +1,7 @@
-"""Training steps on CUDA, as far as they can be seen without a GPU.
+"""Training steps on CUDA without a GPU: a CUDA build of torch has fake tensors.
 
-A CUDA build of torch has fake tensors, which know their device and their type, but hold no numbers:
-two devices in one operation are an error, and so is each wait of the host for the GPU. They know no
-kernels and no backward pass, and a Linear stands in for cuDNN's GRU.
+They know their device and type, but hold no numbers: two devices in one operation are an error, and
+so is each wait of the host for the GPU. A Linear stands in for cuDNN's GRU.
 """
 
 import pytest

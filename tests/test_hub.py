@@ -73,26 +73,19 @@ def test_each_byte_is_read_once_and_neighbours_by_one_request(
     assert TOKEN not in str(kept) + "".join(capsys.readouterr())
 
 
-def test_a_subset_reads_its_own_clips_alone_and_then_all_the_others(isign, files):
+def test_a_subset_reads_its_own_clips_alone_and_what_is_prepared_needs_no_network(
+    isign, files, monkeypatch
+):
     some = load(TRAIN_CLIPS=4, VALIDATION_CLIPS=1)
     assert [len(part) for part in some.values()] == [6, 3]  # whole videos of three clips
-    read, _ = parts_read(isign)
     whole = archive_bytes(files)
-    assert read <= 0.35 * whole + 2**17
-    load(TRAIN_CLIPS=0, VALIDATION_CLIPS=0)
+    assert parts_read(isign)[0] <= 0.35 * whole + 2**17
+    first = load(TRAIN_CLIPS=0, VALIDATION_CLIPS=0)
     assert parts_read(isign)[0] <= 1.05 * whole + 2 * 2**17
-    isign.ranges.clear()
-    load()
-    assert parts_read(isign) == (0, 0)
-
-
-def test_what_is_prepared_needs_no_network(isign, monkeypatch):
-    first = load()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(script.datasets.config, "HF_HUB_OFFLINE", True)
     isign.requests.clear()
-    again = load()
-    assert again["train"].crcs == first["train"].crcs and isign.requests == []
+    assert load()["train"].crcs == first["train"].crcs and isign.requests == []
     assert "check the name, the network, HF_TOKEN" in line(DATASET="Exploration-Lab/other")
 
 
@@ -103,12 +96,14 @@ def test_a_passing_fault_of_the_hub_is_no_fault_of_a_clip(fault, isign, capsys):
     assert NONE_LEFT_OUT in capsys.readouterr().out and isign.faults == []
 
 
-@pytest.mark.parametrize("fault", ["html", "long", 403, 503])
-def test_a_fault_of_the_hub_that_stays_ends_the_run_and_is_not_kept(fault, isign, capsys):
-    isign.faults += [None] * 6 + [fault] * 1000
+@pytest.mark.parametrize("good", [0, 6])  # requests; the first are of the archive's directory
+@pytest.mark.parametrize("fault", ["html", "long", 401, 403, 404, 429, 503])
+def test_a_fault_of_the_hub_that_stays_ends_the_run_and_is_not_kept(fault, good, isign, capsys):
+    isign.faults += [None] * good + [fault] * 1000
     said = line()
     assert said.startswith("error: the poses cannot be prepared; what was prepared stays: ")
-    assert re.search(f"{fault}|what the hub sends of .+-[123] cannot be right", said)
+    assert "zip" not in said
+    assert re.search(f"{fault}|bytes came|what the hub sends of .+-[123] cannot be right", said)
     isign.faults.clear()
     load()
     assert NONE_LEFT_OUT in capsys.readouterr().out
@@ -128,13 +123,6 @@ def test_a_clip_that_is_damaged_in_the_hubs_archive_is_left_out_alone(isign, fil
     assert parts_read(isign)[0] < archive_bytes(files) / 4
 
 
-@pytest.mark.parametrize("fault", [401, 404, 429, 500, "html"])
-def test_what_the_hub_says_of_the_archive_is_said_and_not_taken_for_no_zip(fault, isign):
-    isign.faults += [fault] * 1000
-    said = line()
-    assert "zip" not in said and (str(fault) in said or "bytes came" in said)
-
-
 def test_a_token_that_expired_or_a_page_instead_of_the_listing_is_said_and_not_kept(isign, capsys):
     load(MAX_FRAMES=10)  # so that the table is there
     isign.tokens[TOKEN] = 401
@@ -148,12 +136,9 @@ def test_a_token_that_expired_or_a_page_instead_of_the_listing_is_said_and_not_k
 
 @pytest.mark.parametrize(
     "token, changes, said",
-    [
-        ("hf_wrong", {}, "401"),
-        ("hf_noTerms", {}, "is a gated dataset on the Hub"),
-        (TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "'Exploration-Lab/iSing' doesn't exist"),
-        (TOKEN, {"POSES": "nothing_part_*"}, "no poses at hf://datasets/Exploration-Lab/iSign/no"),
-    ],
+    [("hf_wrong", {}, "401"), ("hf_noTerms", {}, "is a gated dataset on the Hub")]
+    + [(TOKEN, {"DATASET": "Exploration-Lab/iSing"}, "'Exploration-Lab/iSing' doesn't exist")]
+    + [(TOKEN, {"POSES": "no_part_*"}, "no poses at hf://datasets/Exploration-Lab/iSign/no_part")],
 )
 def test_access_that_is_missing_gets_its_own_line(isign, monkeypatch, token, changes, said):
     isign.tokens["hf_noTerms"] = 403
@@ -206,10 +191,9 @@ def test_the_selection_says_what_the_full_training_costs(own, isign, capsys):
     isign.files["iSign_v1.1.csv"] += b"aaaaaaaaaaaa-1,\nbbbbbbbbbbbb-1,nan \n"  # without a text
     if own:  # splits
         isign.files["val.csv"] = f"uid,text\n{UIDS[0]},go\n".encode()
-        isign.files["README.md"] = (
-            b"---\nconfigs:\n- config_name: iSign_v1.1\n  data_files:\n"
-            b"  - {split: train, path: iSign_v1.1.csv}\n  - {split: val, path: val.csv}\n---\n"
-        )
+        splits = "[{split: train, path: iSign_v1.1.csv}, {split: val, path: val.csv}]"
+        config = f"{{config_name: iSign_v1.1, data_files: {splits}}}"
+        isign.files["README.md"] = f"---\nconfigs:\n- {config}\n---\n".encode()
     load(TRAIN_CLIPS=4, VALIDATION_CLIPS=1, BATCH_SIZE=4, MAX_FRAMES=24, VALIDATION_SHARE=0.2)
     capsys.readouterr()
     script.report_full_training()

@@ -86,9 +86,6 @@ def gradient(model, loss):
     return torch.cat([value.grad.ravel() for value in model.parameters() if value.grad is not None])
 
 
-# ---- batches, padding and masks
-
-
 def test_a_batch_is_as_long_as_its_longest_clip_and_sentence():
     _, words = build("gru")
     batch, poses = batch_of(words, [2, 0]), random_poses()
@@ -188,9 +185,6 @@ def test_two_way_gru_begins_its_way_back_at_the_last_real_element():
     changed = x.clone()
     changed[0, 3] += 1  # it reaches the first
     assert ((gru(changed, mask) - gru(x, mask))[0, :4, 4:].abs().amax(-1) > 1e-5).all()
-
-
-# ---- durations and the time line
 
 
 @names
@@ -297,9 +291,6 @@ def test_a_word_that_is_not_signed_only_shifts_the_keys_behind_it():
     torch.testing.assert_close(keys - signed_alone, torch.tensor([[0.0, 1.0, 1.0]]))
 
 
-# ---- what is signed, and dropout
-
-
 @pytest.mark.parametrize("name", ["gru", "transformer"])
 @torch.no_grad()
 def test_a_word_says_the_same_in_every_sentence_and_an_unknown_one_what_its_sentence_says(name):
@@ -360,9 +351,6 @@ def test_dropout_makes_no_motion(name, bert, monkeypatch):
     assert torch.equal(model(tokens, mask).pose, model(tokens, mask).pose)
 
 
-# ---- pretrained encoders
-
-
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 def test_bert_takes_the_weights_of_its_folder_and_trains_in_full_precision(stored, bert, tmp_path):
     own = transformers.AutoModel.from_pretrained(bert).to(stored)
@@ -417,9 +405,6 @@ def test_an_encoder_that_does_not_serve_is_one_line(spoil, bert, tmp_path):
     with pytest.raises(SystemExit, match=line) as error:
         build("bert", str(folder))
     assert "\n" not in str(error.value)
-
-
-# ---- metrics
 
 
 class Fixed(torch.nn.Module):

@@ -9,19 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import (
-    FACE,
-    LEFT,
-    POINTS,
-    POSE,
-    RIGHT,
-    clips_of,
-    pose_bytes,
-    positions,
-    small,
-    write_parts,
-    zipped,
-)
+from helpers import FACE, LEFT, POINTS, clips_of, pose_bytes, positions, small, write_parts, zipped
 from numpy.testing import assert_allclose
 from pose_format import Pose
 from pose_format.numpy import NumPyPoseBody
@@ -30,7 +18,7 @@ from pose_format.pose_header import PoseHeader, PoseHeaderComponent, PoseHeaderD
 import model_selection as script
 
 UIDS = [f"{i:012x}-1" for i in range(8)]
-SHOULDERS = {(POSE, "LEFT_SHOULDER"), (POSE, "RIGHT_SHOULDER")}
+SHOULDERS = {*POINTS[47:49]}
 
 
 def expected(where):
@@ -69,7 +57,7 @@ def test_what_was_not_seen_is_nan(sure):
     """Some files hold NaN with a confidence above 0, and some (0, 0) with a confidence of 1."""
     where = positions(4)
     where[FACE, "291"][2] = np.nan
-    unseen = {(LEFT, "WRIST"), (RIGHT, "PINKY_TIP"), (FACE, "9")}
+    unseen = {(LEFT, "WRIST"), (LEFT, "PINKY_TIP"), (FACE, "9")}
     keypoints = keypoints_of(pose_bytes(where, unseen=unseen, confidence=sure))
     missing = np.isnan(expected(where)).any(-1)
     missing[:, [POINTS.index(point) for point in unseen]] = True
@@ -89,7 +77,7 @@ def test_points_without_confidence_and_points_that_a_file_lacks_are_unseen(layou
 
 def test_a_clip_has_one_centre_and_one_scale():
     where = positions(9)
-    where[POSE, "LEFT_SHOULDER"][4:] += (50, 20)  # the signer turns: this must still be seen
+    where[POINTS[47]][4:] += (50, 20)  # the signer turns: this must still be seen
     keypoints = keypoints_of(pose_bytes(where))
     moved = {point: 3 * xy + (40, -70) for point, xy in where.items()}
     assert_allclose(keypoints, expected(where), atol=1e-4)

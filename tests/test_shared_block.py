@@ -57,11 +57,7 @@ def test_a_script_imports_no_module_of_this_project():
 
 
 def test_importing_the_scripts_prints_and_creates_nothing(tmp_path):
-    program = "import model_selection, train_final_model as script"
-    if hasattr(os, "sched_setaffinity"):  # it counts the cores that it may use
-        core = min(os.sched_getaffinity(0))
-        program = f"import os; os.sched_setaffinity(0, [{core}]); {program}"
-        program += "; assert script.PoseRows.threads == 1"
+    program = "import model_selection, train_final_model"
     (tmp_path / "work").mkdir()
     home = {name: str(tmp_path) for name in ("HOME", "HF_HOME", "HF_DATASETS_CACHE")}
     done = subprocess.run(

@@ -1,14 +1,13 @@
 """The store of prepared clips: what it keeps, what a run that is stopped loses, two at once."""
 
 import errno
+import fcntl
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -108,9 +107,8 @@ def test_a_table_that_was_replaced_is_read_anew(tmp_path):
     for folder, word in (("a", "go"), ("b", "no"), ("a", "so")):
         data = tmp_path / folder / "data"
         data.mkdir(parents=True, exist_ok=True)
-        (data / "README.md").write_text(
-            "---\nconfigs:\n- config_name: one\n  data_files: x.jsonl\n---\n"
-        )
+        config = "{config_name: one, data_files: x.jsonl}"
+        (data / "README.md").write_text(f"---\nconfigs:\n- {config}\n---\n")
         rows = [{"gloss": word, "pose": [[ord(word[0]) / 99, i + 1]] * 2} for i in range(4)]
         (data / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         change(DATASET=str(data))
@@ -235,19 +233,14 @@ def test_no_space_for_the_clips_is_said_and_passes(tmp_path, prepared):
 def test_an_error_of_one_thread_ends_the_preparing(tmp_path, monkeypatch):
     write(tmp_path / "isign")
 
-    def threads():
-        return sum(thread.name.startswith("preparing") for thread in threading.enumerate())
-
     def fail(raw):
         raise OSError("the line is dead")
 
-    before = threads()
     monkeypatch.setattr(script, "prepare_pose", fail)
     with pytest.raises(SystemExit, match="^error: .* the line is dead$") as ended:
         script.load_clips()
     # other threads may still add, so that no other run may yet, while `ended` holds the store
-    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    lock = only_store(tmp_path) / "lock"
-    assert subprocess.run([sys.executable, "-c", take, lock], stderr=subprocess.DEVNULL).returncode
+    mode = fcntl.LOCK_EX | fcntl.LOCK_NB
+    assert fork(partial(script.lock_file, only_store(tmp_path) / "lock", mode))[0] == 1
     del ended
-    until(lambda: threads() <= before)
+    until(lambda: not any(x.name.startswith("preparing") for x in threading.enumerate()))

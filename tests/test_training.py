@@ -22,7 +22,6 @@ import train_final_model as final
 
 CPU = torch.device("cpu")
 LAST, BEST, LOG = FILES = "last_gru.pt", "best_gru.pt", "gru.log"
-names = pytest.mark.parametrize("name", script.MODELS)
 
 
 def set_up(patch, bert):
@@ -145,7 +144,7 @@ def test_the_rate_rises_and_falls_to_0(steps, warmup):
     assert again.get_last_lr()[0] == pytest.approx(rates[steps // 2])  # goes on in the middle
 
 
-@names
+@pytest.mark.parametrize("name", script.MODELS)
 def test_every_parameter_is_trained_once_with_its_models_rate_and_memory(name, tiny):
     run = new_run(name)
     groups = run.optimizer.param_groups
@@ -283,9 +282,6 @@ def test_an_interrupted_save_leaves_the_old_file_and_kills_leave_one(tmp_path, m
     (tmp_path / "folder").mkdir()
     with pytest.raises(SystemExit, match="^error: folder cannot be written: Is a directory$"):
         script.save("folder", b"")
-
-
-# ---- a run that is stopped goes on as if it had not been
 
 
 @pytest.fixture(scope="module")
