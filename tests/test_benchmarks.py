@@ -23,9 +23,9 @@ def tiny(monkeypatch):
 
 @pytest.mark.parametrize("row", bench_ablation.ROWS)
 def test_a_row_of_the_ablation(row, monkeypatch, capsys):
+    own = {"__module__", "__doc__", "scores", "own_share"}  # which the script's classes do not have
     for name, value in bench_ablation.ROWS[row].items():
         monkeypatch.setattr(script, name, getattr(script, name))
-        own = {"__module__", "__doc__", "scores", "own_share"}  # which the script's do not have
         if isinstance(value, type):
             assert all(hasattr(value.__base__, x) for x in vars(value).keys() - own)
     model = "transformer" if row == "usual initialisation" else "gru"

@@ -252,7 +252,7 @@ def test_padding_of_a_fixed_shape_is_no_part_of_a_clip(padding):
 def read_all(place, uids):
     """{uid: its file's bytes, or why there is none}, by threads' groups."""
     small(POSES=str(place))
-    source = script.find_poses("nothing", {"train": script.datasets.Dataset.from_dict({"uid": []})})
+    source = script.find_poses(".", {"train": script.datasets.Dataset.from_dict({"uid": []})})
     rows = [script.Row(uid, "go", None, "train", i) for i, uid in enumerate(uids)]
     found = {}
     for group in source.groups(rows):

@@ -68,11 +68,7 @@ def edit_sample(patch, edit, split):
 
 @pytest.mark.parametrize("name", ["gru", "transformer"])
 def test_three_epochs_of_the_sample_reach_an_eighth_of_the_mean_poses_error(name):
-    """.10 to .12, by 3 seeds.
-
-    By signs that are all their average, or a window over all signs alike: .35 to .37; without the
-    place within a sign, or with PyTorch's beginning of attention: .15 to .16.
-    """
+    """.10 to .12 by 3 seeds; .15 without the place within a sign, .35 if all signs are averages."""
     rates = {"LR_GRU": 0.01, "LR_TRANSFORMER": 0.004}
     small(DATASET="sample", MAX_FRAMES=24, EMBED_DIM=64, HIDDEN_DIM=64, **rates)
     line = epochs_of(new_run(name), 3).log[-1]
