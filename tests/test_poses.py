@@ -165,7 +165,6 @@ FAULTS = {
     "no shoulders": (pose_bytes(positions(3), unseen=SHOULDERS), "no shoulders"),
     "all NaN": (pose_bytes(NOWHERE), "no shoulders"),
     "OpenPose's": (other_points(["Nose", "Neck"]), "none of MediaPipe's points"),
-    "no points": (other_points([]), NOT_READABLE),
 }
 
 

@@ -130,7 +130,6 @@ REFUSED = {
     "paths": ({"train.csv": "gloss,pose\ngo,a.pose\n"}, "string: give paths in the column uid"),
     "a column Split": ({"train.csv": "uid,text,Split\na,go,1\nb,go,2\n"}, NO_SPLITS),
     "names in upper case": ({"Train.csv": GO, "Val.csv": GO, "Test.csv": GO}, NO_SPLITS),
-    "folders in upper case": ({"TRAIN/0.jsonl": ROWS[0], "DEV/0.jsonl": ROWS[1]}, NO_SPLITS),
     "one video": (
         {"train.jsonl": "".join(json.dumps({**row, "video": "a"}) + "\n" for row in rows_of(4))},
         "a single video",

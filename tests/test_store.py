@@ -216,7 +216,12 @@ def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_
     def lines():
         return sum(path.read_text().count("\n") for path in tmp_path.glob("cache/*/*/clips.jsonl"))
 
-    code, _, err = fork(script.load_clips, lambda: until(lambda: lines() > 5), number)
+    def run():
+        with pytest.raises(SystemExit):
+            script.run_script(script.load_clips)
+        os._exit(7)  # it does not come so far
+
+    code, _, err = fork(run, lambda: until(lambda: lines() > 5), number)
     assert code == 130 and err.startswith("\nstopped: the same command") and err.count("\n") == 2
     assert 5 < len(check(only_store(tmp_path))) <= 50
 

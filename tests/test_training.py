@@ -518,9 +518,7 @@ def test_what_a_user_meets_is_one_line(tiny):
         assert code == 99 and err.endswith(f"{type(bug).__name__}: {bug}\n")
 
 
-def test_a_notebook_that_runs_a_script_by_run_goes_on():
-    """But for threads of the preparation that sleep: see test_store.py."""
-
+def test_a_notebook_that_runs_a_script_by_run_goes_on():  # but see test_store.py
     def notebook():
         with pytest.raises(SystemExit, match="130"):
             final.run_script(lambda: signal.raise_signal(signal.SIGINT))
