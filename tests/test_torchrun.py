@@ -99,10 +99,10 @@ def test_three_processes_that_start_at_once_read_each_clip_once_and_stop_early_t
         return read(source, group)
 
     monkeypatch.setattr(final.PoseRows, "read", slow)
-    change(EPOCHS=9, PATIENCE=2, LR_GRU=0.0, BATCH_SIZE=6)
+    change(EPOCHS=9, PATIENCE=2, LR_GRU=0.0, BATCH_SIZE=6, VALIDATION_CLIPS=2)
     assert train(3) == [0, 0, 0] and len(outcome()[0]) == 3
     prepared = Path("read.txt").read_text().splitlines()
-    assert len(prepared) == len({*prepared}) == 14 + 5
+    assert len(prepared) == len({*prepared}) == 14 + 2
     assert "\nstopped: no lower val_mse for 2 epochs\n" in said() and "\nbest_epoch: 1\n" in said()
 
 
