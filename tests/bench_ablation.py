@@ -54,16 +54,6 @@ class FreeAttention(script.GRUDecoder):
         return super().forward(queries + window @ states, frame_mask, states, token_mask)
 
 
-class TwoDecoderLayers(script.GRUDecoder):
-    def __init__(self, width, **sizes):
-        super().__init__(width, **sizes)
-        self.second = script.TwoWayGRU(width, width)
-
-    def forward(self, queries, frame_mask, states, token_mask):
-        queries = super().forward(queries, frame_mask, states, token_mask)
-        return queries + self.second(queries, frame_mask)
-
-
 class DropoutByFrames(script.PoseModel):
     """Each frame drops other features."""
 
@@ -205,7 +195,6 @@ ROWS = {
     "no average of the weights": {"AVERAGE": 0.0},
     "dropout 0.3": {"DROPOUT": 0.3},
     "word dropout 0.2": {"WORD_DROPOUT": 0.2},
-    "loss of movement 0.5": {"MOTION_WEIGHT": 0.5},
     "warm-up of 1 %": {"WARMUP": 0.01},
     "half the width": {"HIDDEN_DIM": 256, "EMBED_DIM": 128},
     "free attention, no durations": {"PoseModel": Unplaced, "GRUDecoder": FreeAttention},
@@ -215,7 +204,6 @@ ROWS = {
     "attention, each token read once": {"Plan": Sinkhorn},
     "signs from the sentence": {"GRUEncoder": SignsFromSentences},
     "dropout by frames": {"PoseModel": DropoutByFrames},
-    "two decoder layers": {"GRUDecoder": TwoDecoderLayers},
     "autoregressive, teacher forcing": {**OWN_FRAMES, "PoseModel": TeacherForcing},
     "autoregressive, scheduled sampling": {**OWN_FRAMES, "PoseModel": ScheduledSampling},
     "usual initialisation": {"pre_norm_layers": usual_layers},  # of the Transformer

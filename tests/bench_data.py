@@ -134,7 +134,7 @@ def main():
     if sys.argv[1:2] == ["memory"]:
         memory(int(sys.argv[2]))
         return
-    print(f"{script.CORES} cores, torch {torch.__version__}")
+    print(f"{script.cores()} cores, torch {torch.__version__}")
     from_disk()
     from_hub()
     small(DATASET="sample", MAX_FRAMES=96)

@@ -2,18 +2,12 @@
 
 Random clips of 96 frames and 8 glosses, the shipped widths. The scripts' models are compared to the
 common way to write this one: a GRU cell that reads the frame before, in a Python loop over frames.
-
-`python tests/bench_train.py threads` (20 minutes on an idle machine) shows what the number of
-threads, and how long they wait in a loop, are worth alone and beside other trainings.
 """
 
 import contextlib
-import csv
 import io
 import multiprocessing
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +23,6 @@ import train_final_model as script  # noqa: E402 (before torch, as it sets torch
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from helpers import edited  # noqa: E402
 from torch import nn  # noqa: E402
 
 CLIPS = 64
@@ -173,49 +166,7 @@ def grow(times):
     return seconds(epoch, rounds=1)[0], peak(epoch)
 
 
-# ---- threads
-CORES = f"{script.cores()}"
-THREADS = {"one thread": {"OMP_NUM_THREADS": "1"}}
-for spins in ("0", "300", "3000", "30000", "300000"):  # the library's default: 300000
-    name = f"{CORES} threads, GOMP_SPINCOUNT={spins}"
-    THREADS[name] = {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": spins}
-
-
-def epoch_seconds(variables, others=()):
-    """The median epoch of the sample's GRU, beside trainings with variables of their own."""
-    source, started = Path(script.__file__).read_text("utf8"), []
-    source = edited(source, DATASET="sample", EPOCHS=6)
-    with tempfile.TemporaryDirectory() as home:
-        for number, its in enumerate([variables, *others]):
-            folder = Path(home, f"{number}")
-            folder.mkdir()
-            (folder / "train.py").write_text(source, "utf8")
-            source = edited(source, EPOCHS=1000, PATIENCE=1000)  # the others last longer
-            its = {**os.environ, "HF_DATASETS_CACHE": f"{folder}", **its}
-            command = [sys.executable, "train.py", "--model", "gru"]
-            pipes = {"stdout": subprocess.DEVNULL}
-            started.append(subprocess.Popen(command, cwd=folder, env=its, **pipes))
-        started[0].wait()
-        for training in started[1:]:
-            training.kill()
-            training.wait()
-        rows = csv.DictReader(Path(home, "0", "gru.log").read_text().splitlines())
-        return float(np.median([float(row["seconds"]) for row in rows][1:]))
-
-
-def measure_threads():
-    """A table: what is set, an epoch alone, and beside two trainings alike, and torch's default."""
-    default = {"OMP_NUM_THREADS": CORES, "GOMP_SPINCOUNT": "300000"}
-    print("| | alone, s | beside two alike | beside two of torch's default |\n|---|---|---|---|")
-    for name, its in THREADS.items():
-        cells = [f"{epoch_seconds(its, others):.1f}" for others in ((), [its] * 2, [default] * 2)]
-        print(f"| {' | '.join([name, *cells])} |", flush=True)
-
-
 def main():
-    if sys.argv[1:] == ["threads"]:
-        measure_threads()
-        return
     where = "GPU" if torch.cuda.device_count() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{where}, torch {torch.__version__}")
     print("| model | batch | training, clips/s | generation, clips/s | outside | peak MB | |")

@@ -46,24 +46,16 @@ def stop_a_test_that_hangs(number, frame):
     raise TimeoutError(f"a test took longer than {TEST_SECONDS} s")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol():
-    """A test that hangs fails, and says where, in place of stopping the whole run."""
-    signal.signal(signal.SIGALRM, stop_a_test_that_hangs)
-    signal.alarm(TEST_SECONDS)
-    try:
-        return (yield)
-    finally:
-        signal.alarm(0)
-
-
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
     """Every test has an empty cache and a folder of its own, and gives the settings back."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
+    signal.signal(signal.SIGALRM, stop_a_test_that_hangs)
+    signal.alarm(TEST_SECONDS)
     yield
+    signal.alarm(0)
     set_in_both({})
 
 

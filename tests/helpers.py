@@ -5,16 +5,15 @@ import csv
 import faulthandler
 import io
 import os
+import re
 import resource
 import signal
 import struct
-import subprocess
 import sys
 import time
 import traceback
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -91,6 +90,11 @@ def pose_bytes(where, layout=576, fps=25, version=0.1, unseen=(), confidence=Non
     return struct.pack("<f", version) + file.getvalue()[4:] + body  # the library writes 0.2 alone
 
 
+def clips_of(*uids, frames=4, first=0):
+    """{uid: the bytes of a .pose file, each of another clip}"""
+    return {uid: pose_bytes(positions(frames, seed)) for seed, uid in enumerate(uids, first)}
+
+
 def zipped(clips):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -112,10 +116,8 @@ def write_parts(folder, data, n):
 def write_isign(folder, rows, clips, parts=3):
     """iSign's layout: rows (uid, text or None) in a CSV, clips {uid: bytes} in a zip in parts."""
     write_parts(folder, zipped(clips), parts)
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: iSign_v1.1\n  data_files: iSign_v1.1.csv\n"
-        "  default: true\n---\nA copy of the hub's layout.\n"
-    )
+    config = "{config_name: iSign_v1.1, data_files: iSign_v1.1.csv, default: true}"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- {config}\n---\nAs on the hub.\n")
     with open(folder / "iSign_v1.1.csv", "w", newline="") as file:
         csv.writer(file).writerows([("uid", "text"), *rows])
     return str(folder)
@@ -150,19 +152,9 @@ def change(**settings):
 
 def small(**changes):
     """Tiny settings in both scripts; conftest.py takes them back after a test."""
-    settings = {
-        "CONFIG": None,
-        "VALIDATION_SHARE": 0.3,
-        "TRAIN_CLIPS": 0,
-        "VALIDATION_CLIPS": 0,
-        "MAX_BAD_SHARE": 0.9,
-        "MAX_FRAMES": 12,
-        "EMBED_DIM": 16,
-        "HIDDEN_DIM": 16,
-        "EPOCHS": 12,
-        "WARMUP": 0.1,
-        "SEED": 7,
-    }
+    settings = {"CONFIG": None, "VALIDATION_SHARE": 0.3, "MAX_BAD_SHARE": 0.9, "SEED": 7}
+    settings |= {"TRAIN_CLIPS": 0, "VALIDATION_CLIPS": 0, "MAX_FRAMES": 12}
+    settings |= {"EMBED_DIM": 16, "HIDDEN_DIM": 16, "EPOCHS": 12, "WARMUP": 0.1}
     set_in_both({**settings, **changes})
 
 
@@ -170,14 +162,9 @@ def write_bert(folder):
     """A tiny BERT with a tokenizer."""
     pieces = "[PAD] [UNK] [CLS] [SEP] [MASK] "
     pieces += "hello i you want go school house water eat book good ##s"
-    config = transformers.BertConfig(
-        vocab_size=len(pieces.split()),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=80,
-    )
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "max_position_embeddings": 80}
+    config = transformers.BertConfig(vocab_size=len(pieces.split()), **sizes)
     torch.manual_seed(5)
     transformers.BertModel(config).save_pretrained(folder)
     Path(folder, "vocab.txt").write_text(pieces.replace(" ", "\n"))
@@ -190,16 +177,9 @@ def write_bert(folder):
 
 
 WORDS = ["<pad>", "<unk>", "GO", "HELLO", "SCHOOL", "WANT"]
-METRICS = {  # of a checkpoint that was not trained
-    "val_mse": 0.25,
-    "val_mae": 0.375,
-    "mean_pose_mse": 0.5,
-    "motion": 0.75,
-    "tremble": 0.0625,
-    "reach": 1.25,
-    "duration_error": 0.125,
-    "seen_error": 0.0625,
-}
+METRICS = {"val_mse": 0.25, "val_mae": 0.375, "mean_pose_mse": 0.5}  # of no training
+METRICS |= {"motion": 0.75, "tremble": 0.0625, "reach": 1.25}
+METRICS |= {"duration_error": 0.125, "seen_error": 0.0625}
 
 
 def write_checkpoint(path, name="gru", **changes):
@@ -217,10 +197,20 @@ def write_checkpoint(path, name="gru", **changes):
     model, _, built = model_selection.new_model(name, statistics, WORDS)
     for value in model.decoder.parameters():
         torch.nn.init.normal_(value, 0, 0.5)
+    torch.nn.init.uniform_(model.confidence.bias, -14, 0)  # some points are not likely seen
     metrics = {"epoch": 7, "train_mse": 0.5, "learning_rate": 1e-3, **METRICS, "seconds": 1.0}
     contents = {**built, "data": "none", "date": "2026-01-02", "metrics": metrics}
     model_selection.save(path, {**contents, "weights": model.state_dict()})
     return model.eval()
+
+
+def outcome(model="gru"):
+    """What a run leaves here: the log without the times, and the weights and moments."""
+    with open(f"{model}.log", newline="") as file:
+        rows = csv.DictReader(file)
+        log = [[float(row[name]) for name in row if name != "seconds"] for row in rows]
+    best, last = (torch.load(f"{x}_{model}.pt", weights_only=True) for x in ("best", "last"))
+    return log, best["weights"], last["weights"], last["average"], last["optimizer"]
 
 
 def shrink_sample(patch, times=20):
@@ -233,62 +223,47 @@ def shrink_sample(patch, times=20):
 def edited(source, **settings):
     """The script with other constants above its shared block, each on a line of its own."""
     for name, value in settings.items():
-        for node in ast.parse(source[: source.index("SHARED BLOCK")]).body:
-            if isinstance(node, ast.Assign) and node.targets[0].id == name:
-                lines = source.splitlines(keepends=True)
-                lines[node.lineno - 1 : node.end_lineno] = [f"{name} = {value!r}\n"]
-                source = "".join(lines)
-                break
-        else:
-            raise AssertionError(f"no setting {name}")
+        before, _, after = re.split(f"^({name} = .*)", source, maxsplit=1, flags=re.M)
+        source = f"{before}{name} = {value!r}{after}"
     return source
 
 
-def fork(work, kill_after=None, limit=None):
-    """work() in a process of its own -> (status, or the signal below 0; stdout; stderr).
+def until(condition, seconds=200):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.02)
 
-    kill_after: seconds until `kill -9`; limit: the largest file that it may write, in bytes.
+
+def start(work, out="out.txt", err="err.txt", limit=None):
+    """work() in a process of its own, as a script runs it -> its number."""
+    if child := os.fork():
+        return child
+    for descriptor, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+    faulthandler.dump_traceback_later(240, exit=True, file=sys.stderr)  # where it hangs
+    if limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        train_final_model.run_script(work)
+    except SystemExit as end:
+        os._exit(end.code)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(99)  # what run_script does not make a line of
+
+
+def fork(work, when=None, number=signal.SIGKILL, limit=None):
+    """work() as by start -> (status, or the signal below 0; stdout; stderr).
+
+    when: a call after which it gets the signal; limit: of the files that it writes, in bytes.
     """
-    child = os.fork()
-    if child == 0:
-        with open("out.txt", "w") as out, open("err.txt", "w") as err:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.stdout, sys.stderr = out, err
-            faulthandler.dump_traceback_later(120, exit=True, file=err)  # where it hangs
-            if limit:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            try:
-                train_final_model.run_script(work)
-            except SystemExit as end:
-                os._exit(end.code)
-            except BaseException:
-                traceback.print_exc()
-                err.flush()
-            os._exit(99)  # what run_script does not make a line of
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
+    child = start(work, limit=limit)
+    if when:
+        when()
+        os.kill(child, number)
     _, status = os.waitpid(child, 0)
     out, err = (Path(name).read_text() for name in ("out.txt", "err.txt"))
     return os.waitstatus_to_exitcode(status), out, err
-
-
-def run(folder, script, *arguments, **settings):
-    """Run an edited copy of a script as a user does, its output going to files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / script).write_text(edited((ROOT / script).read_text("utf8"), **settings), "utf8")
-    with open(folder / "out.txt", "wb") as out, open(folder / "err.txt", "wb") as err:
-        code = subprocess.run(
-            [sys.executable, script, *arguments],
-            cwd=folder,
-            stdout=out,
-            stderr=err,
-            timeout=300,
-            stdin=subprocess.DEVNULL,
-            env=os.environ,
-        ).returncode
-    out, err = ((folder / name).read_bytes().decode() for name in ("out.txt", "err.txt"))
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    return SimpleNamespace(code=code, folder=folder, out=out, err=err, errors=errors)

@@ -9,6 +9,8 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+PAGE = b"<html>Please log in</html>"  # a proxy's
+
 
 @functools.cache
 def sha1(data):
@@ -67,28 +69,23 @@ class Hub:
         if f"/{self.repo}" not in path:
             return self.send(request, 404, b"", {"X-Error-Code": "RepoNotFound"})
         if refused:
-            reason = (
-                {"X-Error-Code": "GatedRepo"}
-                if not token or refused == 403
-                else {"X-Error-Message": "Invalid credentials in Authorization header"}
-            )
-            return self.send(request, refused, b"", reason)
+            header = {"X-Error-Message": "Invalid credentials in Authorization header"}
+            if not token or refused == 403:
+                header = {"X-Error-Code": "GatedRepo"}
+            return self.send(request, refused, b"", header)
         if match := re.fullmatch(rf"/datasets/{self.repo}/resolve/[^/]+/(.+)", path):
             return self.send_file(request, match[1])
         if re.fullmatch(rf"/api/datasets/{self.repo}(/revision/[^/]+)?", path):
-            siblings = [{"rfilename": name} for name in self.files]
-            return self.send_json(
-                request, {"id": self.repo, "sha": self.sha(), "siblings": siblings, "tags": []}
-            )
+            known = {"id": self.repo, "sha": self.sha(), "tags": []}
+            known["siblings"] = [{"rfilename": name} for name in self.files]
+            return self.send_json(request, known)
         if match := re.fullmatch(rf"/api/datasets/{self.repo}/tree/[^/]+/?(.*)", path):
             recursive = "true" in parse_qs(url.query).get("recursive", [""])[0].lower()
             return self.send_json(request, self.tree(match[1], recursive))
-        entries = self.tree("", recursive=True)
         if re.fullmatch(rf"/api/datasets/{self.repo}/paths-info/[^/]+", path):
-            wanted = (
-                json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
-            )
-            return self.send_json(request, [entry for entry in entries if entry["path"] in wanted])
+            asked = json.loads(body) if body[:1] == b"{" else parse_qs(body.decode())
+            entries = self.tree("", recursive=True)
+            return self.send_json(request, [x for x in entries if x["path"] in asked["paths"]])
         return self.send(request, 404, b"", {"X-Error-Code": "EntryNotFound"})
 
     def tree(self, folder, recursive):
@@ -105,49 +102,36 @@ class Hub:
         return [entries[path] for path in within if recursive or "/" not in path[len(start) :]]
 
     def send_json(self, request, value):
-        if self.log_in_page:
-            return self.send(request, 200, b"<html>Please log in</html>", {})
-        return self.send(
-            request, 200, json.dumps(value).encode(), {"Content-Type": "application/json"}
-        )
+        data = PAGE if self.log_in_page else json.dumps(value).encode()
+        self.send(request, 200, data, {"Content-Type": "application/json"})
 
     def send_file(self, request, name):
+        headers = {"X-Repo-Commit": self.sha()}
         if name not in self.files:
-            return self.send(
-                request, 404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.sha()}
-            )
-        data, status = self.files[name], 200
-        headers = {
-            "ETag": f'"{sha1(data)}"',
-            "X-Repo-Commit": self.sha(),
-            "Accept-Ranges": "bytes",
-        }
-        if wanted := re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range") or ""):
-            first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
-            time.sleep(self.delay)
-            with self.lock:
-                fault = self.faults.pop(0) if self.faults else None
-            if isinstance(fault, int):
-                return self.send(request, fault, b"", {})
-            if fault == "html":  # a proxy's page to log in
-                return self.send(request, 200, b"<html>Please log in</html>", {})
-            headers["Content-Range"], status = f"bytes {first}-{last}/{len(data)}", 206
-            data = data[first : last + 1]
-            if fault == "cut":
-                request.close_connection = True
-                request.send_response(status)
-                for key, value in {**headers, "Content-Length": len(data)}.items():
-                    request.send_header(key, str(value))
-                request.end_headers()
-                request.wfile.write(data[: len(data) // 2])
-                return None
-            if fault == "wrong":
-                data = bytes(len(data))
-            if fault == "long":
-                data = data + b"more"
-            with self.lock:
-                self.ranges.append((name, first, len(data)))
-        return self.send(request, status, data, headers)
+            return self.send(request, 404, b"", {**headers, "X-Error-Code": "EntryNotFound"})
+        data = self.files[name]
+        headers |= {"ETag": f'"{sha1(data)}"', "Accept-Ranges": "bytes"}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range") or "")
+        if not wanted:
+            return self.send(request, 200, data, headers)
+        first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
+        time.sleep(self.delay)
+        with self.lock:
+            fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, int):
+            return self.send(request, fault, b"", {})
+        if fault == "html":
+            return self.send(request, 200, PAGE, {})
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        data = data[first : last + 1]
+        if fault == "cut":
+            request.close_connection = True
+            headers["Content-Length"] = len(data)
+            return self.send(request, 206, data[: len(data) // 2], headers)
+        data = {"wrong": bytes(len(data)), "long": data + b"more"}.get(fault, data)
+        with self.lock:
+            self.ranges.append((name, first, len(data)))
+        return self.send(request, 206, data, headers)
 
     def send(self, request, status, data, headers):
         request.send_response(status)

@@ -9,7 +9,7 @@ import bench_data
 import bench_train
 import make_picture
 import pytest
-from helpers import ROOT, shrink_sample, small
+from helpers import shrink_sample, small
 
 import train_final_model as script
 
@@ -23,9 +23,9 @@ def tiny(monkeypatch):
 
 @pytest.mark.parametrize("row", bench_ablation.ROWS)
 def test_a_row_of_the_ablation(row, monkeypatch, capsys):
+    own = {"__module__", "__doc__", "scores", "own_share"}  # which the script's classes do not have
     for name, value in bench_ablation.ROWS[row].items():
         monkeypatch.setattr(script, name, getattr(script, name))
-        own = {"__module__", "__doc__", "scores", "own_share"}  # which the script's do not have
         if isinstance(value, type):
             assert all(hasattr(value.__base__, x) for x in vars(value).keys() - own)
     model = "transformer" if row == "usual initialisation" else "gru"
@@ -45,15 +45,10 @@ def test_baselines(monkeypatch, capsys):
     assert re.search(rf"\| GRU \| 1 \| .* \| {error:.3f} \| {motion:.2f} \| ", printed)
 
 
-def test_cuda(bert, monkeypatch, capsys):
+def test_cuda(bert, monkeypatch):
     monkeypatch.setattr(bench_cuda, "STEPS", 1)
     monkeypatch.setattr(bench_cuda, "SETTINGS", {})
-    rows = {
-        "a": (bench_cuda.measure, bert, "bert", "4"),
-        "b": (bench_cuda.measure, bert, "no", "4"),
-    }
-    assert bench_cuda.table("T", bench_cuda.SPEED, rows) == 1
-    assert "| b | **error**: KeyError: 'no' |" in capsys.readouterr().out
+    assert float(bench_cuda.measure(bert, "bert", "4")[0]) > 0
 
 
 def test_data(hub, monkeypatch, capsys):
@@ -72,7 +67,6 @@ def test_picture(monkeypatch, tmp_path):
     monkeypatch.setattr(make_picture, "EPOCHS", 1)
     monkeypatch.setattr(script, "VALIDATION_CLIPS", 0)
     make_picture.main()
-    for path in (make_picture.FILE, ROOT / ".github" / "signing.svg"):
-        svg = path.read_text("utf8")
-        assert "sample data" in svg and svg.count("<g ") == 2 * make_picture.FRAMES
-        assert "nan" not in svg and len(svg) < 60_000
+    svg = make_picture.FILE.read_text("utf8")
+    assert "sample data" in svg and svg.count("<g ") == 2 * make_picture.FRAMES
+    assert "nan" not in svg and len(svg) < 60_000

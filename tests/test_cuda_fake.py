@@ -1,8 +1,7 @@
-"""Training steps on CUDA, as far as they can be seen without a GPU.
+"""Training steps on CUDA without a GPU: a CUDA build of torch has fake tensors.
 
-A CUDA build of torch has fake tensors, which know their device and their type, but hold no numbers:
-two devices in one operation are an error, and so is each wait of the host for the GPU. They know no
-kernels and no backward pass, and a Linear stands in for cuDNN's GRU.
+They know their device and type, but hold no numbers: two devices in one operation are an error, and
+so is each wait of the host for the GPU. A Linear stands in for cuDNN's GRU.
 """
 
 import pytest
@@ -27,25 +26,22 @@ class FakeGRU(nn.Module):
         return self.linear(x), None
 
 
-class FakeClips:
+class FakeClips(list):
     """16 clips, which make two batches, of 10 tokens and 12 frames."""
 
     glosses = ["HI"]
-
-    def __len__(self):
-        return 16
 
     def with_tokens(self, tokenizer):
         return self
 
     def batch(self, numbers, device):
-        shapes = {"tokens": (8, 10), "token_mask": (8, 10), "pose": (8, 12, script.POSE_DIM)}
-        shapes |= {"n_frames": (8,), "seconds": (8,)}
-        types = {"token_mask": torch.bool, "pose": torch.float32, "seconds": torch.float32}
-        return {
-            name: torch.empty(shape, dtype=types.get(name, torch.long), device=device)
-            for name, shape in shapes.items()
+        whole = {"tokens": (8, 10), "n_frames": (8,)}
+        whole = {
+            x: torch.empty(shape, dtype=torch.long, device=device) for x, shape in whole.items()
         }
+        shapes = {"pose": (8, 12, script.POSE_DIM), "seconds": (8,)}
+        batch = {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+        return {**whole, **batch, "token_mask": whole["tokens"] > 0}
 
 
 @pytest.fixture
@@ -76,7 +72,7 @@ def test_a_step_is_on_one_device_and_waits_for_nothing(name, mixed, fake, bert, 
     with fake, CUDA:
         pretrained = type(pretrained)(pretrained.config)
         monkeypatch.setattr(script, "load_pretrained", lambda: (pretrained, tokenizer))
-        run = script.Run(name, {"train": FakeClips()}, {}, ["<pad>", "<unk>", "HI"], CUDA)
+        run = script.Run(name, {"train": FakeClips(range(16))}, {}, ["<pad>", "<unk>", "HI"], CUDA)
         with script.mixed_precision(CUDA):
             made = nn.Linear(2, 2)(torch.empty(2, 2))
         assert made.dtype == (torch.bfloat16 if mixed else torch.float32)

@@ -1,6 +1,5 @@
 """The page that plays signing: what is put into it, and what it does in Chromium."""
 
-import base64
 import json
 import math
 import re
@@ -9,6 +8,7 @@ import socket
 import subprocess
 import time
 import urllib.request
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +41,6 @@ def write_page(items, log=(), **facts):
     return "page.html"
 
 
-# ---- what is put into it
-
-
 def test_a_word_whose_signs_last_less_than_a_frame_is_not_signed_and_what_is_not_likely_is_hidden():
     signs = [(3, 0.5), (1, 0.019), (0, 0.7), (1, 0.02), (2, 0.041)]
     generated = signed("GO THE XYZ WANT", signs, unknown=[1, 2])
@@ -63,28 +60,24 @@ def test_a_word_whose_signs_last_less_than_a_frame_is_not_signed_and_what_is_not
     assert {i for frame in clip["frames"] for i, point in enumerate(frame) if not point} == {3}
 
 
-@pytest.mark.parametrize("n", [1, 2, 11, 16])
-def test_the_preview_has_clips_from_the_lowest_to_the_highest_error_of_the_closing_block(
-    n, monkeypatch, tmp_path
-):
-    model = write_checkpoint(tmp_path / "best_gru.pt")
+def test_the_preview_has_clips_from_the_lowest_to_the_highest_error(monkeypatch, tmp_path):
+    n, model = 16, write_checkpoint(tmp_path / "best_gru.pt")
     shrink_sample(monkeypatch, 4)
     small(DATASET="sample", MAX_FRAMES=96, BATCH_SIZE=4, VALIDATION_CLIPS=n)
     tokenizer = final.gloss_tokenizer(WORDS)
     clips = final.load_clips()[0]["validation"].with_tokens(tokenizer)
     errors = np.array(final.clip_errors(model, clips))
-    seen = np.array([clips.pose(i).isfinite().sum() for i in range(n)])
+    seen = [clips.pose(i).isfinite().sum() for i in range(n)]
     metrics = final.evaluate(model, clips, torch.device("cpu"))
-    together = (errors * seen[:, None]).sum(0) / seen.sum()
-    assert together == pytest.approx([metrics["val_mse"], metrics["mean_pose_mse"]], rel=1e-5)
+    assert np.average(errors[:, 0], weights=seen) == pytest.approx(metrics["val_mse"], rel=1e-5)
 
     items = final.preview_items(model, tokenizer, 16, clips, [0.25] * n)
-    form = r"rank (\d+) of \d+ by MSE: ([\d.]+), ([\d.]+) % of the mean pose's\. "
+    form = r"rank (\d+) of 16 by MSE: ([\d.]+), ([\d.]+) % of the mean pose's\. "
     form += r"DTW error 0.25000\. ([\d.]+) s, real ([\d.]+) s"
     found = np.array([re.fullmatch(form, one["about"]).groups() for one in items], float)
-    ranks = found[:, 0].astype(int).tolist()
-    assert ranks == sorted(set(ranks)) and {1, n} <= set(ranks) and len(ranks) == min(n, 12)
-    order = errors[errors[:, 0].argsort()][found[:, 0].astype(int) - 1]
+    ranks = found[:, 0].astype(int)
+    assert len(ranks) == 12 and (np.diff([0, *ranks]) > 0).all() and ranks[-1] == n
+    order = errors[errors[:, 0].argsort()][ranks - 1]
     assert found[:, 1] == pytest.approx(order[:, 0], abs=1e-5)
     assert found[:, 2] == pytest.approx(100 * order[:, 0] / order[:, 1], abs=0.06)
     seconds = [[clip["seconds"] for clip in one["clips"]][::-1] for one in items]
@@ -102,6 +95,26 @@ def test_the_curve_goes_from_the_mean_poses_error_at_the_top_to_0_at_the_bottom(
     np.testing.assert_allclose(points[..., 1], 140 * (1 - shares))
     np.testing.assert_allclose(points[..., 0], [[400 / 3, 800 / 3, 400]] * 2, atol=0.1)
     assert "1 to 3" in html and "Best epoch: 2." in html
+
+
+def test_a_hostile_gloss_or_path_is_text_and_the_page_needs_no_network():
+    items = [item("x", [(0, 2)]) for _ in HOSTILE]
+    for one, text in zip(items, HOSTILE, strict=True):
+        one["words"][0]["text"], one["label"] = text, f"one: {text}"
+    page = Path(write_page(items, data="<img src=x>&__FACTS__\udcff")).read_text("ascii")
+    tags, texts = [], []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, options: tags.append((tag, dict(options)))
+    parser.handle_data = texts.append
+    parser.feed(page)
+    names = [tag for tag, _ in tags]
+    assert names.count("script") == 1 and "img" not in names and "<!--" not in page
+    assert "http" not in page and not any({"src", "href"} & {*options} for _, options in tags)
+    assert texts.count("<img src=x>&__FACTS__\ufffd") == 1
+    (script,) = [text for text in texts if "const { fps" in text]
+    data = json.loads(re.search(r"head, items } = (.*)\n", script)[1])
+    assert data["items"] == items
+    assert min(part["style"][1] for part in data["parts"]) >= 30  # no part is grey, as the real one
 
 
 # ---- in Chromium, driven by WebDriver
@@ -153,10 +166,6 @@ class Browser:
         script = f"return (async () => {{ {frame}; {code} }})()"
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
 
-    def press(self, key):
-        keys = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
-        self.call("POST", "/actions", {"actions": [{"type": "key", "id": "k", "actions": keys}]})
-
     def errors(self):
         log = self.call("POST", "/se/log", {"type": "browser"})
         bad = [line for line in log if line["level"] in ("SEVERE", "WARNING")]
@@ -174,10 +183,6 @@ for (let i = 0; i < data.length; i += 4) {{
 }}
 const xs = seen.map(([x]) => x), sum = seen.reduce((sum, [x, y]) => sum + x * y % 9973, 0)
 return [seen.length, Math.max(...xs) - Math.min(...xs), sum]""")
-
-    def screenshot(self, path):
-        """To look at."""
-        Path(path).write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
 
     def close(self):
         self.call("DELETE", "")  # which ends Chromium
@@ -219,8 +224,7 @@ def test_the_page_plays_pauses_steps_and_shows_the_plan(browser):
     held = browser.ink(0)
     time.sleep(0.3)
     assert browser.ink(0) == held and browser.run("return play.textContent") == "Play"
-    browser.run("slider.value = 3, slider.oninput(), slider.focus()")
-    browser.press("\ue014")  # right arrow
+    browser.run("slider.value = 4, slider.oninput()")
     assert browser.run(CAPTIONS)[1] == "generated: 0.16 of 2.00 s, frame 5 of 50"
     assert browser.ink(0) != held
 
@@ -267,30 +271,13 @@ def test_the_views_lay_one_clip_over_the_other_and_enlarge_the_hands(browser):
     assert browser.ink(0)[0] > 1000 and browser.ink(0, COLOURED)[0] < 50
 
 
-def test_fingers_have_shades_of_their_own_and_the_body_is_not_grey(browser):
-    browser.open(write_page([item("GO", [(0, 2)])]))
-    shades = browser.run("""
-const seen = new Set(), stroke = CanvasRenderingContext2D.prototype.stroke
-CanvasRenderingContext2D.prototype.stroke = function () {
-  seen.add(this.strokeStyle), stroke.call(this)
-}
-drawClip(stages[0].canvas.getContext("2d"), item.clips[0], false)
-CanvasRenderingContext2D.prototype.stroke = stroke
-return [...seen]""")
-    assert len(shades) >= 2 * 6 + 4
-    for shade in shades:
-        channels = [int(shade[i : i + 2], 16) for i in (1, 3, 5)]
-        assert max(channels) - min(channels) > 40
-
-
 def test_a_phone_gets_no_overflow_and_targets_of_44_pixels_and_dark_mode(browser):
     signs = [(i, 0.125) for i in range(16)]
     items = [item("GO " * 16, signs, real_seconds=2.0, file="1.pose")]
     items += [item("WANT" * 300, [(0, 2.0)])]
     items[0]["cut"] = 984
     log = [{"epoch": 1, "train_mse": 0.1, "val_mse": 0.1, "mean_pose_mse": 0.4}]
-    path = write_page(items, log, data="/a/very/long/" + "path" * 50)
-    browser.open(path, width=390, dark=True)
+    browser.open(write_page(items, log, data="path" * 50), width=390, dark=True)
     for i in (1, 0):
         browser.run(f"show({i})")
         assert browser.run("return [innerWidth, document.documentElement.scrollWidth]") == [390] * 2
@@ -298,56 +285,5 @@ def test_a_phone_gets_no_overflow_and_targets_of_44_pixels_and_dark_mode(browser
 return [...document.querySelectorAll("button, select, input, a")].filter(target => !target.hidden)
   .map(target => Math.min(target.offsetWidth, target.offsetHeight))""")
         assert len(sizes) >= 6 and min(sizes) >= 44
-        sizes = browser.run("""
-return [...document.querySelectorAll("button, figcaption, p, dd, small")]
-  .map(text => parseFloat(getComputedStyle(text).fontSize))""")
-        assert min(sizes) >= 12
     assert browser.run("return words.lastChild.textContent") == "and 984 more, cut off"
-    colour = "return getComputedStyle(document.body).color"
-    assert browser.run(colour) == "rgb(255, 255, 255)"
-    browser.open(path)
-    assert browser.run(colour) == "rgb(0, 0, 0)"
-
-
-def test_a_hostile_gloss_does_no_harm(browser):
-    items = [item("x", [(0, 2)]) for _ in HOSTILE]
-    for one, text in zip(items, HOSTILE, strict=True):
-        one["words"][0]["text"], one["label"] = text, f"one: {text}"
-    browser.open(write_page(items, data="<img src=x>&__FACTS__\udcff"))
-    for i, text in enumerate(HOSTILE):
-        browser.run(f"show({i})")
-        assert browser.run("return words.firstChild.firstChild.textContent") == text
-        assert text in browser.run(f"return choice.options[{i}].textContent")
-    planted = "document.querySelectorAll('img, script:not(:last-of-type)').length"
-    assert browser.run(f"return {planted}") == 0
-    facts = browser.run("return document.querySelector('dl').innerText")
-    assert facts.count("<img src=x>&__FACTS__") == 1
-    assert browser.run("return document.querySelector('h1').textContent").startswith("GRU (<img")
-
-
-def test_the_pages_of_both_commands(browser, monkeypatch, capsys, tmp_path):
-    shrink_sample(monkeypatch, 5)
-    small(DATASET="sample", EPOCHS=2)
-    final.main(["--model", "gru"])
-    block = capsys.readouterr().out.split("\n\n")[-1].split("\nwarning")[0]
-    closing = dict(line.split(": ", 1) for line in block.splitlines())
-    browser.open(closing["preview"])
-    facts = browser.run("""
-return Object.fromEntries([...document.querySelectorAll("dt")]
-  .map(name => [name.textContent, name.nextSibling.textContent]))""")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d", facts.pop("date"))
-    assert facts.pop("train_mse") and facts == closing and "val_dtw_mje" in facts
-    assert browser.run("return items.length") == 12
-    assert browser.run("return document.querySelectorAll('polyline').length") == 2
-    assert min(browser.ink(stage)[0] for stage in (0, 1)) > 500
-
-    write_checkpoint(tmp_path / "best_gru.pt")
-    final.main(["--model", "gru", "--predict", "want go", "hello"])
-    browser.open("predictions/index.html")
-    for i, name in enumerate(("001_WANT_GO.pose", "002_HELLO.pose")):
-        browser.run(f"show({i})")
-        link = browser.run("return [file.href, file.textContent, file.hidden]")
-        assert link == [(tmp_path / "predictions" / name).as_uri(), "The .pose file", False]
-        assert browser.ink(0)[0] > 500 and browser.run("return item.clips.length") == 1
-        never_seen = browser.run("return item.clips[0].frames.map(frame => frame.slice(0, 21))")
-        assert {point for frame in never_seen for point in map(str, frame)} == {"None"}
+    assert browser.run("return getComputedStyle(document.body).color") == "rgb(255, 255, 255)"

@@ -82,7 +82,8 @@ def execute(command, settings, folder):
         stdin=subprocess.DEVNULL,
         env={**os.environ, "PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}"},
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    quiet = isinstance(command, list) or done.stderr == ""
+    assert done.returncode == 0 and quiet, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     lines = done.stdout.splitlines()  # models so small may not beat the mean pose
     return "".join(shape(line) for line in lines if not line.startswith("warning: "))
 
@@ -123,17 +124,6 @@ def test_a_reader_who_follows_the_readme_gets_what_it_says(tmp_path):
     assert len(set(files)) == 5 and all((tmp_path / file).exists() for file in files)
 
 
-def test_the_first_60_lines_lead_to_a_model_of_ones_own_rows():
-    first = next(x for x in fences("\n".join(README.splitlines()[:60])) if "--model gru" in x[1][0])
-    assert first[2] == {"DATASET": "my_signs", "CONFIG": None, "POSES": "my_poses"}
-
-
-def test_ci_runs_the_commands_for_those_who_develop():
-    script = (ROOT / ".ci" / "run").read_text("utf8")
-    for command in [command for command, where in SKIPPED.items() if where == ".ci/run"][1:]:
-        assert f"\n{command}\n" in script
-
-
 def test_the_table_of_settings_is_that_of_the_scripts():
     section = README[README.index("## Settings") : README.index("## Metrics")]
     shown = {}
@@ -151,6 +141,10 @@ def test_the_table_of_settings_is_that_of_the_scripts():
 def test_the_readme_can_be_read():
     lines = README.splitlines()
     assert len(lines) <= 200
+    first = next(x for x in fences("\n".join(lines[:60])) if "--model gru" in x[1][0])
+    assert first[2] == {"DATASET": "my_signs", "CONFIG": None, "POSES": "my_poses"}
+    ci = (ROOT / ".ci" / "run").read_text("utf8").splitlines()
+    assert {*[*SKIPPED][1:3]} <= {*ci}  # the commands for those who develop
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
     headings = {re.sub(r"\W+", "-", line[3:].lower()) for line in lines if line.startswith("## ")}
     for link in re.findall(r"\]\(([^)]+)\)", README):

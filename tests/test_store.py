@@ -1,42 +1,26 @@
 """The store of prepared clips: what it keeps, what a run that is stopped loses, two at once."""
 
 import errno
+import fcntl
+import itertools
 import json
-import multiprocessing
 import os
 import random
-import resource
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import (
-    DEFAULTS,
-    ROOT,
-    change,
-    edited,
-    fork,
-    pose_bytes,
-    positions,
-    small,
-    write_isign,
-    zipped,
-)
+from helpers import change, clips_of, fork, small, until, write_isign
 
 import model_selection as script
 
 UIDS = [f"{i:012x}-1" for i in range(12)]
-
-
-def clips_of(*uids, frames=4, first=0):
-    return {uid: pose_bytes(positions(frames, seed)) for seed, uid in enumerate(uids, first)}
 
 
 def write(folder, uids=UIDS, **options):
@@ -78,11 +62,13 @@ def check(folder):
     return keys
 
 
-def test_clips_are_prepared_once_and_new_ones_cost_what_is_new(tmp_path, prepared):
+def test_clips_are_prepared_once_and_new_ones_cost_what_is_new(tmp_path, prepared, monkeypatch):
     write(tmp_path / "isign")
     assert prepared(TRAIN_CLIPS=3, VALIDATION_CLIPS=1) == 4  # a subset, and then all
     assert prepared(TRAIN_CLIPS=0, VALIDATION_CLIPS=0) == 8
-    assert prepared() == prepared(VALIDATION_SHARE=0.6) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(script.ClipStore, "lock", None)  # who lacks nothing waits for nobody
+        assert prepared() == prepared(VALIDATION_SHARE=0.6) == 0
     with open(tmp_path / "isign" / "iSign_v1.1.csv", "a") as table:
         table.write(f"{UIDS[0][:-1]}2,a new row\n")
     assert prepared() == 1  # its file is missing, which is known then
@@ -93,38 +79,26 @@ def test_clips_are_prepared_once_and_new_ones_cost_what_is_new(tmp_path, prepare
         assert len(check(folder)) == 13
 
 
-def test_a_run_that_lacks_nothing_waits_for_none_that_prepares(tmp_path, prepared, monkeypatch):
-    write(tmp_path / "isign")
-    assert prepared() == 12
-    monkeypatch.setattr(script.ClipStore, "lock", None)
-    assert prepared() == 0
+@pytest.mark.parametrize("poses", ["iSign-poses_v1.1_part_*", "poses"])
+def test_only_clips_that_are_new_or_were_replaced_are_prepared(poses, tmp_path, prepared):
+    def place(clips):
+        write_isign(tmp_path / "isign", [(uid, f"word {uid}") for uid in UIDS], clips)
+        for uid, data in clips.items():
+            (tmp_path / "poses" / f"{uid}.pose").write_bytes(data)
 
-
-def test_of_an_archive_that_was_replaced_the_other_clips_are_prepared(tmp_path, prepared):
+    (tmp_path / "poses").mkdir()
+    kept = clips_of(*UIDS[:9])
     write(tmp_path / "isign")
-    assert prepared() == 12
+    place({**kept, **clips_of(UIDS[9], first=40)})
+    assert prepared(POSES=poses) == 12
     before = script.load_clips()[0]
-    clips = {**clips_of(*UIDS[:9]), **clips_of(*UIDS[9:], first=50)}
-    write_isign(tmp_path / "isign", [(uid, f"word {uid}") for uid in UIDS], clips)
+    if poses == "poses":
+        kept = {}  # a file that is written anew is prepared anew
+    place({**kept, **clips_of(*UIDS[9:], first=50)})
     assert prepared() == 3 and prepared() == 0
     after = script.load_clips()[0]
-    crcs = [[*part["train"].crcs, *part["validation"].crcs] for part in (before, after)]
-    assert sum(a != b for a, b in zip(*crcs, strict=True)) == 3
-
-
-def test_of_a_folder_the_files_that_are_new_or_replaced_are_prepared(tmp_path, prepared):
-    write(tmp_path / "isign")
-    poses = tmp_path / "poses"
-    poses.mkdir()
-    for uid, data in clips_of(*UIDS[:10]).items():
-        (poses / f"{uid}.pose").write_bytes(data)
-    assert prepared(POSES=str(poses)) == 12
-    for uid, data in clips_of(*UIDS[8:], first=20).items():
-        (poses / f"{uid}.pose").write_bytes(data)
-    assert prepared() == 4 and prepared() == 0
-    assert sum(map(len, script.load_clips()[0].values())) == 12
-    (tmp_path / "all.zip").write_bytes(zipped(clips_of(*UIDS)))
-    assert prepared(POSES=str(tmp_path / "all.zip")) == 12
+    crcs = [{*part["train"].crcs, *part["validation"].crcs} for part in (before, after)]
+    assert len(crcs[0]) == 10 and len(crcs[1]) == 12 and len(crcs[0] & crcs[1]) == 9
 
 
 def test_a_table_that_was_replaced_is_read_anew(tmp_path):
@@ -133,9 +107,8 @@ def test_a_table_that_was_replaced_is_read_anew(tmp_path):
     for folder, word in (("a", "go"), ("b", "no"), ("a", "so")):
         data = tmp_path / folder / "data"
         data.mkdir(parents=True, exist_ok=True)
-        (data / "README.md").write_text(
-            "---\nconfigs:\n- config_name: one\n  data_files: x.jsonl\n---\n"
-        )
+        config = "{config_name: one, data_files: x.jsonl}"
+        (data / "README.md").write_text(f"---\nconfigs:\n- {config}\n---\n")
         rows = [{"gloss": word, "pose": [[ord(word[0]) / 99, i + 1]] * 2} for i in range(4)]
         (data / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         change(DATASET=str(data))
@@ -144,32 +117,22 @@ def test_a_table_that_was_replaced_is_read_anew(tmp_path):
         assert clips["train"].pose(0)[0, 0].item() == pytest.approx(ord(word[0]) / 99)
 
 
-def test_what_is_damaged_is_looked_at_again(tmp_path, prepared, capsys):
-    write(tmp_path / "isign")
-    part = tmp_path / "isign" / "iSign-poses_v1.1_part_ab"
-    whole = part.read_bytes()
-    part.write_bytes(whole[:200] + b"?" * 50 + whole[250:])
-    assert prepared() == 12
-    assert "1 damaged in the archive" in capsys.readouterr().out
-    part.write_bytes(whole)
-    assert prepared() == 1
-    assert "left out         none" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("joined", [False, True])
-def test_a_line_that_was_cut_and_frames_without_a_line_are_lost_and_no_more(
-    joined, tmp_path, prepared
-):
-    """By a kill; or by a full disk, where another thread's line joined it."""
+@pytest.mark.parametrize("fault", ["cut", "joined", "frames"])
+def test_what_a_kill_a_full_disk_or_a_copy_cut_is_prepared_anew(fault, tmp_path, prepared):
+    """The last line; also where another thread's line joined it; or frames."""
     write(tmp_path / "isign")
     assert prepared() == 12
     index, poses = (only_store(tmp_path) / name for name in ("clips.jsonl", "poses.f32"))
-    lines = index.read_bytes().splitlines(keepends=True)
-    index.write_bytes(b"".join(lines[:10]) + lines[10][:20] + lines[11] * joined)
-    with open(poses, "ab") as file:
-        file.write(b"x" * 1000)
-    assert prepared() == 2 and len(check(only_store(tmp_path))) == 12
-    assert prepared() == 0
+    lines, frames = index.read_bytes().splitlines(keepends=True), poses.read_bytes()
+    if fault == "frames":
+        poses.write_bytes(frames[: len(frames) // 4 + 5])
+        some = prepared(TRAIN_CLIPS=2, VALIDATION_CLIPS=1)  # it is where others were
+        assert prepared(TRAIN_CLIPS=0, VALIDATION_CLIPS=0) == 9 - some and 0 < some < 9
+    else:
+        index.write_bytes(b"".join(lines[:10]) + lines[10][:20] + lines[11] * (fault == "joined"))
+        poses.write_bytes(frames + b"x" * 1000)
+        assert prepared() == 2
+    assert len(check(only_store(tmp_path))) == 12 and prepared() == 0
 
 
 def test_clips_that_show_several_people_are_counted(tmp_path, prepared, capsys):
@@ -183,58 +146,16 @@ def test_clips_that_show_several_people_are_counted(tmp_path, prepared, capsys):
     assert capsys.readouterr().out.count(said) == 2  # also where the store knows it
 
 
-# ---- runs that are stopped, and two at once
-
-
-def test_clips_whose_frames_a_copy_of_the_store_lacks_are_prepared_anew(tmp_path, prepared):
+def test_a_run_waits_for_another_one_that_prepares(tmp_path, prepared):
+    """test_torchrun.py has several that start at once."""
     write(tmp_path / "isign")
-    assert prepared() == 12
-    poses = only_store(tmp_path) / "poses.f32"
-    whole = poses.read_bytes()
-    poses.write_bytes(whole[: len(whole) // 4 + 5])
-    some = prepared(TRAIN_CLIPS=2, VALIDATION_CLIPS=1)  # what is written now is where others were
-    assert prepared(TRAIN_CLIPS=0, VALIDATION_CLIPS=0) == 9 - some and 0 < some < 9
-    assert len(check(only_store(tmp_path))) == 12 and prepared() == 0
-
-
-class CountedSource:
-    """Poses that are made up; which clips are read is written down."""
-
-    name, threads = "counted", 2
-
-    def key(self, row):
-        return row.uid
-
-    def groups(self, rows):
-        return [[row] for row in rows]
-
-    def read(self, group):
-        with open("read.txt", "a") as file:
-            file.write(f"{group[0].uid}\n")
-        time.sleep(0.01)
-        return [[[1.0, 2.0]]]
-
-
-def test_of_three_processes_that_start_at_once_one_reads_each_clip(tmp_path, capfd):
-    """As torchrun's do. Those that wait find that nothing is missing."""
-    small(POSE_DIM=2)
-    rows = [script.Row(str(i), "go", None, "train", i) for i in range(40)]
-    fork = multiprocessing.get_context("fork")
-    together = fork.Barrier(3)
-
-    def work():
-        together.wait()
-        store = script.prepare(rows, CountedSource())
-        os._exit(len(store.clips) != 40 or store.frames().shape != (40, 2))
-
-    processes = [fork.Process(target=work) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert "waiting for another run, which prepares these clips" in capfd.readouterr().out
-    assert sorted(Path("read.txt").read_text().split(), key=int) == [row.uid for row in rows]
+    assert prepared(TRAIN_CLIPS=3, VALIDATION_CLIPS=1) == 4
+    lock = script.lock_file(only_store(tmp_path) / "lock")
+    change(TRAIN_CLIPS=0, VALIDATION_CLIPS=0)
+    out, waits = Path("out.txt"), "waiting for another run, which prepares these clips"
+    fork(script.load_clips, lambda: until(lambda: out.exists() and waits in out.read_text()))
+    lock.close()
+    assert prepared() == 8
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -260,108 +181,71 @@ def test_without_locks_one_process_goes_on_and_several_end_with_a_line(
             claim()
 
 
-def test_killed_at_any_moment_a_store_is_whole_and_nothing_is_lost_but_what_it_was_at(tmp_path):
-    uids = [f"{i:012x}-1" for i in range(400)]
-    write(tmp_path / "isign", uids, frames=2)
+def test_killed_at_any_moment_a_store_is_whole_and_nothing_is_lost_but_what_it_was_at(
+    tmp_path, monkeypatch
+):
+    write(tmp_path / "isign", [f"{i:012x}-1" for i in range(200)], frames=2)
     change(MAX_BAD_SHARE=0.0)
-    for patched in (script, sys.modules["train_final_model"]):
-        patched.GROUP_BYTES = 2**14  # a few clips are read at once
-    rng, kills, kept = random.Random(3), 0, 0
-    code = None
-    while code != 0:
-        sooner = kills < 20
-        code, _, err = fork(script.load_clips, rng.uniform(0.02, 0.25) if sooner else None)
+    monkeypatch.setattr(script, "GROUP_BYTES", 2**14)  # a few clips are read at once
+    rng, kept, code = random.Random(3), 0, None
+    for kills in range(6):
+        when = partial(time.sleep, rng.uniform(0.05, 0.3)) if kills < 5 else None
+        code, _, err = fork(script.load_clips, when)
         assert code in (0, -signal.SIGKILL), err
-        kills += code != 0
         stores = list((tmp_path / "cache").glob("gloss_to_pose/*"))
         keys = len(check(stores[0])) if stores else 0
         assert keys >= kept
         kept = keys
-        if kills < 20 and kept == 400:
-            shutil.rmtree(tmp_path / "cache")
-            kept, code = 0, None
-    assert kills >= 20 and kept == 400
-
-
-def start(slow):
-    """model_selection.py, which takes so many seconds for each clip, as a process of its own."""
-    values = {setting: getattr(script, setting) for setting in DEFAULTS[script]}
-    source = edited((ROOT / "model_selection.py").read_text("utf8"), **values)
-    line = "    if isinstance(raw, BadClip):\n"
-    assert source.count(line) == 1
-    source = source.replace(line, f"    time.sleep({slow})\n{line}")
-    Path("script.py").write_text(source.replace("GROUP_BYTES = 2**24", "GROUP_BYTES = 2**16"))
-    with open("out.txt", "w") as file:
-        environment = {**os.environ, "HF_DATASETS_CACHE": "cache"}
-        command = [sys.executable, "script.py"]
-        return subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-
-
-def until(condition, seconds=100):
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.02)
-
-
-def lines_of(tmp_path):
-    return sum(path.read_text().count("\n") for path in tmp_path.glob("cache/*/*/clips.jsonl"))
+    assert code == 0 and kept == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_preparing_at_once_with_one_line_and_what_is_finished_stays(
-    number, tmp_path
+    number, tmp_path, monkeypatch
 ):
     write(tmp_path / "isign", [f"{i:012x}-1" for i in range(300)], frames=2)
-    run = start(slow=0.01)
-    until(lambda: lines_of(tmp_path) > 20)
-    began = time.time()
-    os.kill(run.pid, number)
-    assert run.wait(20) == 130 and time.time() - began < 5
-    out = Path("out.txt").read_text()
-    assert out.splitlines()[-1].startswith("stopped: the same command") and "Trace" not in out
-    assert 20 < len(check(only_store(tmp_path))) < 300
+    read, calls = script.prepare_pose, itertools.count()
+
+    def slow(raw):
+        time.sleep(0 if next(calls) < 50 else 300)  # a thread that sleeps cannot be woken
+        return read(raw)
+
+    monkeypatch.setattr(script, "prepare_pose", slow)
+    monkeypatch.setattr(script, "GROUP_BYTES", 2**14)
+
+    def lines():
+        return sum(path.read_text().count("\n") for path in tmp_path.glob("cache/*/*/clips.jsonl"))
+
+    def run():
+        with pytest.raises(SystemExit):
+            script.run_script(script.load_clips)
+        os._exit(7)  # it does not come so far
+
+    code, _, err = fork(run, lambda: until(lambda: lines() > 5), number)
+    assert code == 130 and err.startswith("\nstopped: the same command") and err.count("\n") == 2
+    assert 5 < len(check(only_store(tmp_path))) <= 50
 
 
-@pytest.fixture
-def full_disk():
-    """A call that limits the size of files, as a disk without room does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    def fill(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-
-    yield fill
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_no_space_for_the_clips_is_said_and_passes(tmp_path, full_disk, prepared):
+def test_no_space_for_the_clips_is_said_and_passes(tmp_path, prepared):
     write(tmp_path / "isign")
     script.load_tables(script.DATASET)  # what the table needs is there
-    full_disk(12_000)
-    with pytest.raises(SystemExit, match="^error: .*what was prepared stays: .*File too large$"):
-        script.load_clips()
-    full_disk(resource.RLIM_INFINITY)
+    code, _, err = fork(script.load_clips, limit=12_000)
+    assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert "what was prepared stays: " in err and err.endswith("File too large\n")
     assert prepared() > 0 and prepared() == 0 and len(check(only_store(tmp_path))) == 12
 
 
 def test_an_error_of_one_thread_ends_the_preparing(tmp_path, monkeypatch):
     write(tmp_path / "isign")
 
-    def threads():
-        return sum(thread.name.startswith("ThreadPool") for thread in threading.enumerate())
-
     def fail(raw):
         raise OSError("the line is dead")
 
-    before = threads()
     monkeypatch.setattr(script, "prepare_pose", fail)
     with pytest.raises(SystemExit, match="^error: .* the line is dead$") as ended:
         script.load_clips()
     # other threads may still add, so that no other run may yet, while `ended` holds the store
-    take = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    lock = only_store(tmp_path) / "lock"
-    assert subprocess.run([sys.executable, "-c", take, lock], stderr=subprocess.DEVNULL).returncode
+    mode = fcntl.LOCK_EX | fcntl.LOCK_NB
+    assert fork(partial(script.lock_file, only_store(tmp_path) / "lock", mode))[0] == 1
     del ended
-    until(lambda: threads() <= before, 10)
+    until(lambda: not any(x.name.startswith("preparing") for x in threading.enumerate()))
