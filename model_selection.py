@@ -144,8 +144,10 @@ def short_hash(what):
 
 def check_settings():
     """SystemExit for what is easily set wrongly, and would run on without a word."""
-    if MAX_FRAMES < 1 or not 0 <= MAX_BAD_SHARE <= 1 or not 0 <= AVERAGE <= 1:
-        raise SystemExit("error: MAX_FRAMES is below 1, or MAX_BAD_SHARE or AVERAGE not 0 to 1")
+    if min(MAX_FRAMES, EPOCHS, PATIENCE) < 1:
+        raise SystemExit("error: MAX_FRAMES, EPOCHS and PATIENCE must be at least 1")
+    if not 0 <= MAX_BAD_SHARE <= 1 or not 0 <= AVERAGE <= 1:
+        raise SystemExit("error: MAX_BAD_SHARE and AVERAGE must be from 0 to 1")
 
 
 def save(path, contents):
@@ -269,7 +271,7 @@ def read_tables(dataset):
         builder.config.index_col = False  # a comma at each row's end shifts no column
     files = [*itertools.chain(*(builder.config.data_files or {}).values())]
     output = None
-    if os.path.isdir(dataset):  # of whose files the library's cache knows the README alone
+    if os.path.isdir(dataset):  # the library's cache does not notice that its files changed
         state = [(path, os.stat(path).st_size, os.stat(path).st_mtime) for path in files]
         output = f"{cache}/{short_hash(state)}"
     with warnings.catch_warnings():  # of what pandas drops: texts after an unquoted comma
@@ -281,16 +283,15 @@ def read_tables(dataset):
 def check_splits(dataset, tables, files):
     """SystemExit where file names or a column tell several splits, and the library reads one."""
     table, *others = tables.values()
+    # beside train.csv the library does not read Val.csv
     kinds = {os.path.splitext(path)[1] for path in files}
-    beside = glob.glob(
-        "**", root_dir=dataset, recursive=True
-    )  # beside train.csv no Val.csv is read
+    paths = glob.glob("**", root_dir=dataset, recursive=True)
+    paths = [*files, *(path for path in paths if os.path.splitext(path)[1] in kinds)]
     names = "(?<![a-z])(train|val|valid|validation|dev|test)(?![a-z])"
-    told = [path for path in beside if os.path.splitext(path)[1] in kinds]
-    told = [{str(re.findall(names, path.lower())) for path in [*files, *told]} - {"[]"}]
+    told = [{str(re.findall(names, path.lower())) for path in paths} - {"[]"}]
     told += [{*table[column][:]} for column in table.column_names if column.lower() == "split"]
     if not others and any(len(splits) > 1 for splits in told):
-        raise SystemExit("error: unread splits: call their files train, validation and test")
+        raise SystemExit("error: unread splits: name their files train, validation and test")
 
 
 def texts_of(table, column):
@@ -471,8 +472,8 @@ class JoinedFiles(fsspec.spec.AbstractBufferedFile):
         return data
 
 
-# A .pose file: where in the JoinedFiles it is; stamp: another one where it was replaced; its entry
-# in an archive's directory; problem: why there is none
+# A .pose file. start, end: its bytes in the JoinedFiles; stamp: changes when the file does; info:
+# its ZipInfo, in an archive; problem: why there is no such file, or None
 PoseFile = collections.namedtuple("PoseFile", "start end stamp info problem", defaults=[None, None])
 
 
@@ -563,7 +564,7 @@ class PoseFiles:
         return (self.unpack(file, data, files[0].start) for file in files)
 
     def read_from_hub(self, group, files):
-        """As read, but asks again for what is damaged. If the same comes twice, the archive is."""
+        """As read, but asks again for damaged data, unless the same bytes come twice."""
         before = None
         for pause in (1, 3, 9, 0):  # seconds
             try:
@@ -630,7 +631,7 @@ def normalise(keypoints):
     if width == 0:
         raise BadClip("no shoulders")
     nose = nose[np.isfinite(nose).all(-1)]
-    if len(nose):  # x points right and y down, so that it is above both, the left one on the right
+    if len(nose):  # x points right, y down: the nose is above, the left shoulder on the right
         (x, y), (right_x, right_y) = np.median(left[both], 0), np.median(right[both], 0)
         if x <= right_x or np.median(nose[:, 1]) >= min(y, right_y):
             raise BadClip("mirrored, turned or upside down")
@@ -716,8 +717,8 @@ def prepare_pose(raw):
 
 # ---- the store of prepared clips
 PREPARATION = 5  # the version of the prepared clips: another one prepares all of them anew
-# A line of the store's index. first: of its frames in the store; people: how many it shows; crc: of
-# its frames; problem: for which the clip is left out, or ""
+# A line of the store's index. first: number of its first frame; people: how many it shows; crc: of
+# its frames; problem: why the clip is left out, or ""
 StoredClip = collections.namedtuple("StoredClip", "key first frames seconds people crc problem")
 
 
@@ -872,7 +873,7 @@ def usable_clips(chosen, source, store):
 
 
 def check_usable(usable, unusable):
-    """SystemExit where a split lacks more clips than MAX_BAD_SHARE, or all."""
+    """SystemExit if more than MAX_BAD_SHARE of a split's clips are unusable, or all are."""
     for split, bad in unusable.items():
         n = len(usable[split]) + len(bad)
         problems = sum(reason != "in two splits" for _, reason in bad)
@@ -912,7 +913,7 @@ def report_clips(usable, left_out):
         "training clips are the same as another": len(train) - len({x.crc for _, x in train}),
         "clips show several people: one is taken": sum(clip.people > 1 for _, clip in pairs),
         "texts break the line (a quote left open?)": sum("\n" in row.gloss for row, _ in pairs),
-        "clips are of one length: pad with NaN or 0": len(pairs) if one_length else 0,
+        "clips are of one length: pad them with NaN or 0": len(pairs) if one_length else 0,
     }
     for what, n in counts.items():
         if n:
@@ -1063,7 +1064,7 @@ class Signing(NamedTuple):
 def sinusoidal_features(x, fading=1):
     """(...) -> (..., WAVE_DIM): numbers with their sines and cosines, which resolve them finely.
 
-    A wave is `fading` times as weak as the one before, of half its frequency.
+    Each wave has twice the frequency of the one before, and 1 / `fading` of its strength.
     """
     times = 2.0 ** torch.arange(WAVES, device=x.device)
     angles = x[..., None] * math.pi * times
@@ -1072,9 +1073,9 @@ def sinusoidal_features(x, fading=1):
 
 
 class TwoWayGRU(nn.Module):
-    """(B, L, inputs) and a mask (B, L) -> (B, L, outputs). The way back begins at the last real.
+    """(B, L, inputs), mask (B, L) -> (B, L, outputs). The way back begins at the last real element.
 
-    nn.GRU(bidirectional=True) does so on packed sequences alone, which take 1.7 times as long at
+    nn.GRU(bidirectional=True) does that for packed sequences alone, which are 1.7 times slower at
     batch 64, and need the lengths on the host.
     """
 
@@ -1084,7 +1085,7 @@ class TwoWayGRU(nn.Module):
         self.back = nn.GRU(inputs, outputs - outputs // 2, batch_first=True)
 
     def forward(self, x, mask):
-        with torch.autocast(x.device.type, enabled=False):  # it would hand float16 to cuDNN's GRU
+        with torch.autocast(x.device.type, enabled=False):  # which hands float16 to cuDNN's GRU
             x = x.float()
             steps = torch.arange(x.shape[1], device=x.device)
             lengths = mask.sum(1, keepdim=True)
@@ -1248,7 +1249,7 @@ class PoseModel(nn.Module):
     """Encode the text, plan its signs, place them on the time line, decode all frames in one call.
 
     What is signed comes from the word alone, when and how long from the sentence around it: else a
-    model learns by heart which take of a sign it has met in which sentence. An unknown word's sign
+    model memorises which take of a sign belongs to which sentence. An unknown word's sign
     comes from the sentence, too, and so do all of BERT's.
     """
 
@@ -1268,7 +1269,7 @@ class PoseModel(nn.Module):
         self.log_softness = nn.Parameter(torch.tensor(-2.0))
         self.of_sign = nn.Linear(width, width, bias=False)  # what a frame asks of its sign
         self.of_place = nn.Linear(3 * WAVE_DIM, width)  # and of where it is
-        for weight in (self.of_sign.weight, *self.of_place.parameters()):  # as of a layer for both
+        for weight in (self.of_sign.weight, *self.of_place.parameters()):  # as one layer
             nn.init.uniform_(weight, -1, 1).data /= math.sqrt(width + 3 * WAVE_DIM)
         self.output = nn.Linear(width, pose_dim)
         self.confidence = nn.Linear(width, pose_dim // 2)
@@ -1310,7 +1311,7 @@ class PoseModel(nn.Module):
 
     def durations(self, states, token_mask):
         """(B, S, H) -> (B, S), in mean glosses"""
-        begin_at_1 = math.log(math.e - 1)  # the softplus of it is 1
+        begin_at_1 = math.log(math.e - 1)  # softplus(begin_at_1) == 1
         return nn.functional.softplus(self.duration(states).squeeze(-1) + begin_at_1) * token_mask
 
     def points(self, hidden):
@@ -1326,7 +1327,7 @@ class PoseModel(nn.Module):
         if len(usually_seen) != len(POINTS):  # of other points nobody knows the hands
             return pose, confidence
         points = pose.unflatten(-1, (-1, 2))
-        # (B, T, 2): nearly 1 where the hand is shown, which it is from a confidence of 0.5 on
+        # (B, T, 2): 0.88 for a logit of 0, from which on the hand is shown, and soon nearly 1
         shown = (4 * confidence[..., HAND_WRISTS] + 2).detach().sigmoid()
         gap = shown[..., None] * (points[:, :, HAND_WRISTS] - points[:, :, ARM_WRISTS])
         before, elbows, wrists, after = points.split(ARMS, 2)
@@ -1355,7 +1356,7 @@ class PoseModel(nn.Module):
         window = nearness.masked_fill(~token_mask[:, None], -math.inf).softmax(-1)
         shortest = 0.01  # mean glosses, so that nothing is divided by 0
         within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
-        # fast waves are weak, so that they are learned last: of few clips they learn the noise
+        # fast waves are weak, so that they are learned last: with few clips they would fit noise
         waves = functools.partial(sinusoidal_features, fading=2)
         position = (window[..., None] * waves(within)).sum(2)  # within its sign
         time = waves(step / self.max_frames).expand(*phase.shape, -1)
@@ -1364,12 +1365,12 @@ class PoseModel(nn.Module):
     def drop_features(self, features):
         """Dropout of the same features (B, T, H) in all frames of a clip.
 
-        What each frame drops by itself would pass for motion in training, and be missing later.
+        Dropout of each frame by itself would look like motion in training, and be missing later.
         """
         return features * self.dropout(torch.ones_like(features[:, :1]))
 
     def drop_words(self, tokens, token_mask):
-        """In training some glosses are <unk>: the others are not learned by heart together."""
+        """In training some glosses become <unk>, so that sentences are not learned by heart."""
         if not self.training or not self.word_dropout:
             return tokens
         dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
@@ -1438,8 +1439,8 @@ def new_model(name, statistics, vocabulary):
 
 # ---- losses and metrics
 SPANS = (0.12, 0.24, 0.48)  # seconds, over which movement can be foreseen
-MOTION_SECONDS = 0.08  # of the Gaussian after which movement is measured: trembling is none
-MOTION_FRAMES = math.ceil(3 * MOTION_SECONDS * FPS)  # that it reaches to each side
+MOTION_SECONDS = 0.08  # width of the Gaussian that removes trembling before motion is measured
+MOTION_FRAMES = math.ceil(3 * MOTION_SECONDS * FPS)  # its reach to each side
 TREMBLE_HZ = 8  # from here on movement is a detector's noise, or trembling
 SHORTEST_RUN = 0.8  # seconds; in shorter ones there is little to measure
 MAX_REACH = 5  # shoulder widths
@@ -1454,7 +1455,7 @@ def mean_over_processes(value):
     return value
 
 
-# Each loss is a sum, and what training_loss divides it by
+# Each loss returns a sum, and its divisor
 def pose_loss(pose, target):
     """Squared error; pose, target (B, T, D), NaN = not seen or padding."""
     seen = target.isfinite()
@@ -1468,14 +1469,14 @@ def relative_loss(made, real):
 
 
 def step_loss(pose, target):
-    """Of each frame's step. It rewards what follows the real one, and punishes trembling."""
+    """Error of each frame's step. It rewards what follows the real one, and punishes trembling."""
     return relative_loss(pose.diff(dim=1), target.diff(dim=1))
 
 
 def distance_loss(pose, target, rate, seconds):
-    """Of how far each point moves in so many seconds; rate (B,): frames per second.
+    """Error of how far each point moves in so many seconds; rate (B,): frames per second.
 
-    An average of several clips moves too little. How far they move, it can tell.
+    An average of several clips moves too little. This loss teaches how far they move.
     """
     return relative_loss(distances(pose, rate, seconds), distances(target, rate, seconds))
 
@@ -1524,16 +1525,16 @@ def training_loss(model, batch):
         step_loss(pose, target),
         *(distance_loss(pose, target, rate, seconds) for seconds in SPANS),
     ]
-    sums, counts = (torch.stack([*some]).float() for some in zip(*losses, strict=True))
-    # by the mean count of all processes: DistributedDataParallel averages the gradients, which
-    # makes it the sum of all sums over the sum of all counts. A mean count may be 0.5
-    means = sums / mean_over_processes(counts).clamp(min=1e-6)
+    sums, divisors = (torch.stack([*some]).float() for some in zip(*losses, strict=True))
+    # by the mean divisor of all processes: DistributedDataParallel averages the gradients, which
+    # makes it the sum of all sums over the sum of all divisors. A mean count may be 0.5
+    means = sums / mean_over_processes(divisors).clamp(min=1e-6)
     mse, duration, confidence, steps, *spans = means
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
     loss = mse / variance + MOTION_WEIGHT * (steps + sum(spans) / 2)
     loss = loss + DURATION_WEIGHT * duration + CONFIDENCE_WEIGHT * confidence
-    return loss, torch.stack([sums[0].detach(), counts[0]])
+    return loss, torch.stack([sums[0].detach(), divisors[0]])
 
 
 def hands_of(pose):
@@ -1545,7 +1546,7 @@ def hands_of(pose):
 
 
 def smoothed(points, first, last, rate):
-    """Points (B, T, K, 2) after a Gaussian of MOTION_SECONDS; runs go on as they begin and end."""
+    """Points (B, T, K, 2) after a Gaussian; each run is padded with its first and last frame."""
     frame = torch.arange(points.shape[1], device=points.device)[:, None]
     width = MOTION_SECONDS * rate[:, None, None, None]  # frames
     total = weights = 0
@@ -1567,7 +1568,7 @@ def movement_sums(pose, target, rate):
     seen = real.isfinite().all(-1)  # (B, T, K)
     frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
     end = len(frame) - 1
-    # of a run, known within it
+    # of the run of seen frames that a frame is in
     first = torch.where(seen, 0, frame + 1).cummax(1).values.clamp(max=end)
     last = torch.where(seen, end, frame - 1).flip(1).cummin(1).values.flip(1).clamp(min=0)
     length = last - first + 1
@@ -1706,9 +1707,8 @@ class Run:
             share = 1 - sum(words[word] for word in known) / words.total()
             pieces = {word.upper(): ids for word, ids in known.items()}  # Go and go are one word
             alike = sum(n for n in collections.Counter(pieces.values()).values() if n > 1)
-            said = (
-                f"{100 * share:.1f} % unknown in {split}, {alike} share their pieces with another"
-            )
+            said = f"{100 * share:.1f} % unknown in {split}, "
+            said += f"{alike} share their pieces with another"
             if share > 0.5 or alike:
                 print(f"warning: words     {said} (see MIN_GLOSS_COUNT, BERT_NAME)")
             else:
@@ -1731,7 +1731,7 @@ def pick_device():
         return torch.device("cpu")
     number = int(os.environ.get("LOCAL_RANK", 0))  # torchrun's
     if number >= torch.cuda.device_count():
-        raise SystemExit(f"error: torchrun started more processes than {number} GPUs can serve")
+        raise SystemExit("error: torchrun started more processes than there are GPUs")
     torch.cuda.set_device(number)
     torch.set_float32_matmul_precision("high")
     return torch.device("cuda")
@@ -1834,7 +1834,7 @@ def train_epochs(run, keep):
         run_epoch(run, model, schedule)
         keep(run)
     over = run.epochs_done >= EPOCHS
-    print("stopped:", "EPOCHS are over" if over else f"no lower val_mse for {PATIENCE} epochs")
+    print("stopped:", "all EPOCHS are done" if over else f"no lower val_mse for {PATIENCE} epochs")
 
 
 def run_script(main):
@@ -1863,7 +1863,7 @@ def run_script(main):
         sys.stdout.flush()
         if line:
             print(line, file=sys.stderr, flush=True)
-    except OSError:  # nobody reads it any more: Python is not to flush it again
+    except OSError:  # nobody reads it any more: keep Python from flushing it again
         sys.stdout = None
     # one of the preparation's threads may sleep in the hub's library, and not wake up
     if any(thread.name.startswith("preparing") for thread in threading.enumerate()):
@@ -1874,10 +1874,10 @@ def run_script(main):
 # ==== SHARED BLOCK: end
 
 
-def report_full_training():
+def report_full_training(dataset):
     """What train_final_model.py costs on all rows, where their poses are read from the hub."""
-    tables, rows = list_rows(DATASET, load_tables(DATASET)[0])
-    source = find_poses(DATASET, tables)
+    tables, rows = list_rows(dataset, load_tables(dataset)[0])
+    source = find_poses(dataset, tables)
     if isinstance(source, PoseRows) or not source.remote:
         return
     try:
@@ -1921,7 +1921,7 @@ def main(argv=None):
     clips, data = load_clips()
     statistics, vocabulary = training_statistics(clips["train"])
     if data != "sample data":
-        report_full_training()
+        report_full_training(data)
     print(f"device             {device}", flush=True)
     results = {}
     for name in CANDIDATES:
@@ -1931,7 +1931,7 @@ def main(argv=None):
     lock.close()
     winner = min(results, key=lambda name: results[name]["val_mse"])
     if not beats_mean_pose(results[winner]):
-        print("warning: no model clearly beats the mean pose, so that nothing was learned")
+        print("warning: no model clearly beats the mean pose, so nothing was learned")
     print("\nFINAL RESULTS (sample data)" if data == "sample data" else "\nFINAL RESULTS")
     for name, best in results.items():
         print(f"{MODELS[name][0]}: {best['val_mse']:.4f}")

@@ -123,7 +123,7 @@ def test_a_gloss_without_a_word_gives_way_to_the_text(tmp_path):
 
 GO = "uid,text\na,go\nb,go\n"
 ROWS = [json.dumps(row) + "\n" for row in rows_of(4)]
-NO_SPLITS = "error: unread splits: call their files train, validation and test"
+NO_SPLITS = "error: unread splits: name their files train, validation and test"
 REFUSED = {
     "latin-1": ({"train.csv": b"uid,text\na,caf\xe9\n"}, "'utf-8' codec can't decode"),
     "no texts": ({"train.csv": "uid,text\na,\n", "val.csv": GO}, "no text is left for train"),
@@ -304,7 +304,7 @@ def test_what_looks_odd_is_one_notice(tmp_path, capsys):
     load(write_rows(tmp_path / "a", rows, validation), POSE_DIM=4)
     said = report(capsys)
     assert said["videos in both"] == "1"
-    assert said["notice"] == "10 clips are of one length: pad with NaN or 0"
+    assert said["notice"] == "10 clips are of one length: pad them with NaN or 0"
     assert said["files"] == "train.jsonl, validation.jsonl"
     rows[0]["pose"] = rows[0]["pose"][:1]
     rows[1]["gloss"] = "go\nu1,home"  # as a quote that was left open makes it

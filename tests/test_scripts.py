@@ -101,6 +101,7 @@ def test_the_final_run_reports_its_best_epoch(tmp_path, capsys):
 WRONG = [
     ({"MAX_FRAMES": 0}, "MAX_FRAMES"),
     ({"MAX_BAD_SHARE": 20}, "MAX_BAD_SHARE"),
+    ({"PATIENCE": 0}, "PATIENCE"),
     ({"AVERAGE": 99.9}, "AVERAGE"),
     ({"POSE_DIM": 150}, "POSE_DIM"),
     ({"DATASET": "no/such/folder/here"}, "cannot load DATASET 'no/such/folder/here'"),
