@@ -545,6 +545,7 @@ class PoseFiles:
         return PoseFile(0, 0, problem, problem=problem)
 
     def key(self, row):
+        """On the hub the name alone, which needs no list of files; here also what the file is."""
         name = plain_name(row.uid)
         return name if self.remote else f"{name}: {self.find(row).stamp}"
 
@@ -903,7 +904,7 @@ def report_clips(usable, left_out):
     train, pairs = usable["train"], [*itertools.chain(*usable.values())]
     sizes = [f"{len(some)} {split}" for split, some in usable.items()]
     videos = {row.video for row, _ in train} & {row.video for row, _ in pairs[len(train) :]}
-    unknown = sum(row.video == row.uid for row, _ in pairs)
+    unknown = sum(row.video == row.uid for row, _ in pairs)  # see list_rows
     cut = sum(len(split_words(row.gloss)) > MAX_GLOSS_LEN for row, _ in pairs)
     long = sum(round(clip.seconds * FPS) > MAX_FRAMES for _, clip in pairs)
     one_length = len({clip.seconds for _, clip in pairs}) == 1
@@ -1117,10 +1118,10 @@ class GRUEncoder(nn.Module):
         return torch.where((tokens == UNK)[..., None], states, self.word(embedded)), states
 
 
-def pre_norm_layers(stack, layer, n, width, hidden_dim, dropout):
+def pre_norm_layers(stack, kind, n, width, hidden_dim, dropout):
     """Attention whose layers begin as the identity, so that they learn from the first steps on."""
     heads = math.gcd(4, width)
-    layer = layer(width, heads, hidden_dim, dropout, batch_first=True, norm_first=True)
+    layer = kind(width, heads, hidden_dim, dropout, batch_first=True, norm_first=True)
     layers = stack(layer, n, nn.LayerNorm(width))
     for name, weight in layers.named_parameters():
         if "out_proj" in name or "linear2" in name:
@@ -1294,7 +1295,7 @@ class PoseModel(nn.Module):
         float32 = torch.autocast(tokens.device.type, enabled=False)  # for times and poses
         with float32:
             words, states = words.float(), states.float()
-            durations = self.durations(states, token_mask)
+            durations = self.durations_of(states, token_mask)
             keys, order = self.plan(states, durations, token_mask)
             seconds = durations.sum(1) * self.seconds_per_gloss
             n_frames = self.frames(seconds) if n_frames is None else n_frames
@@ -1315,7 +1316,7 @@ class PoseModel(nn.Module):
             durations=durations * self.seconds_per_gloss,
         )
 
-    def durations(self, states, token_mask):
+    def durations_of(self, states, token_mask):
         """(B, S, H) -> (B, S), in mean glosses"""
         begin_at_1 = math.log(math.e - 1)  # softplus(begin_at_1) == 1
         return nn.functional.softplus(self.duration(states).squeeze(-1) + begin_at_1) * token_mask
