@@ -1397,7 +1397,7 @@ def load_pretrained():
         pieces = pretrained.get_input_embeddings().num_embeddings
         if not len(tokenizer.all_special_ids) < len(tokenizer) <= pieces:
             raise ValueError("the tokenizer is missing or of another model")
-    except (OSError, ValueError) as error:  # a wrong name, no network, or one of these
+    except (OSError, ValueError, ImportError, TypeError) as error:  # no network, no tokenizer, ...
         raise SystemExit(
             f"error: BERT_NAME {str(BERT_NAME)!r} is no hub id that can be reached, and no folder "
             f"with an encoder and its tokenizer ({reason_of(error)})"

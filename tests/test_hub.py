@@ -203,7 +203,7 @@ def test_the_selection_says_what_the_full_training_costs(own, isign, capsys):
         isign.files["README.md"] = f"---\nconfigs:\n- {config}\n---\n".encode()
     load(TRAIN_CLIPS=4, VALIDATION_CLIPS=1, BATCH_SIZE=4, MAX_FRAMES=24, VALIDATION_SHARE=0.2)
     capsys.readouterr()
-    script.report_full_training()
+    script.report_full_training(script.DATASET)
     train, validation = (30, 1) if own else (24, 6)
     told = [text[:19].strip() + ": " + text[19:] for text in capsys.readouterr().out.splitlines()]
     assert told == [
