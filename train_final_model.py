@@ -334,8 +334,9 @@ def list_rows(dataset, tables):
 
 
 def hold_out(rows):
-    """-> the rows; those of a share of the training videos are of the split validation."""
+    """-> the rows, in which a share of the training videos has become the split validation."""
     videos = [row.video for row in rows if row.split == "train"]
+    # one video at least stays to train on
     held_out = {*draw_videos(videos, share=VALIDATION_SHARE)[: len({*videos}) - 1]}
     return [
         row._replace(split="validation") if row.split == "train" and row.video in held_out else row
@@ -1539,6 +1540,7 @@ def training_loss(model, batch):
     mse, duration, confidence, steps, *spans = means
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
+    # each span weighs half as much as the steps
     loss = mse / variance + MOTION_WEIGHT * (steps + sum(spans) / 2)
     loss = loss + DURATION_WEIGHT * duration + CONFIDENCE_WEIGHT * confidence
     return loss, torch.stack([sums[0].detach(), divisors[0]])
@@ -1575,11 +1577,12 @@ def movement_sums(pose, target, rate):
     seen = real.isfinite().all(-1)  # (B, T, K)
     frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
     end = len(frame) - 1
-    # of the run of seen frames that a frame is in
+    # the first and the last frame of the run of seen frames that a frame is in
     first = torch.where(seen, 0, frame + 1).cummax(1).values.clamp(max=end)
     last = torch.where(seen, end, frame - 1).flip(1).cummin(1).values.flip(1).clamp(min=0)
     length = last - first + 1
     used = seen & (length >= (SHORTEST_RUN * rate).clamp(min=8)[:, None, None])
+    # Hann's window; a run of n frames has n times its energy, as in a spectrum of its own
     hann = (math.pi * (frame - first) / (length - 1).clamp(min=1)).sin().square()
     window = (hann * length.clamp(min=0).sqrt() * used)[..., None]
     hertz = torch.arange(len(frame) // 2 + 1, device=rate.device) * rate[:, None] / len(frame)

@@ -12,8 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import train_final_model as script
 
-OLD = torch.__version__ < "2.13"  # of which 2.5.1 asks for a driver
-NO_CUDA = torch.version.cuda is None or OLD
+NO_CUDA = torch.version.cuda is None or torch.__version__ < "2.13"  # 2.5.1 asks for a driver
 pytestmark = pytest.mark.skipif(NO_CUDA, reason="needs a CUDA build of a newer torch")
 CUDA = torch.device("cuda")
 

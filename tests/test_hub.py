@@ -149,8 +149,7 @@ def test_access_that_is_missing_gets_its_own_line(isign, monkeypatch, token, cha
 def test_no_network_is_said_in_one_line(isign, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(script.datasets.config, "HF_HUB_OFFLINE", True)
-    said = line()
-    assert "Couldn't reach 'Exploration-Lab/iSign' on the Hub" in said
+    assert "Couldn't reach 'Exploration-Lab/iSign' on the Hub" in line()
 
 
 @pytest.mark.parametrize("variable", TOKENS)

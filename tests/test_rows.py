@@ -128,10 +128,7 @@ REFUSED = {
     "latin-1": ({"train.csv": b"uid,text\na,caf\xe9\n"}, "'utf-8' codec can't decode"),
     "no texts": ({"train.csv": "uid,text\na,\n", "val.csv": GO}, "no text is left for train"),
     "no columns of ours": ({"train.csv": "name,words\na,b\n"}, "it has train with name, words"),
-    "other columns": (
-        {"train.csv": GO, "validation.csv": "uid,text,signer\na,go,1\n"},
-        "all files need the same columns",
-    ),
+    "other columns": ({"train.csv": GO, "dev.csv": "uid,text,x\na,go,1\n"}, "the same columns"),
     "paths": ({"train.csv": "gloss,pose\ngo,a.pose\n"}, "string: give paths in the column uid"),
     "a column Split": ({"train.csv": "uid,text,Split\na,go,1\nb,go,2\n"}, NO_SPLITS),
     "a table beside": ({"train.csv": GO, "Val.csv": GO}, NO_SPLITS),

@@ -15,19 +15,11 @@ from helpers import ROOT, change, edited, outcome, small, start, until, write_be
 
 import train_final_model as final
 
-OLD = torch.__version__ < "2.13"  # seen with 2.5.1; torchrun's own processes do not hang
-hangs = pytest.mark.skipif(OLD, reason="forked processes hang with an older torch")
-
-SETTINGS = {
-    "DATASET": "sample",
-    "EMBED_DIM": 16,
-    "HIDDEN_DIM": 16,
-    "MAX_FRAMES": 16,
-    "EPOCHS": 3,
-    "BATCH_SIZE": 4,
-    "DROPOUT": 0.0,
-    "WORD_DROPOUT": 0.0,
-}
+# seen with 2.5.1; torchrun's own processes do not hang
+OLD = "forked processes hang with an older torch"
+hangs = pytest.mark.skipif(torch.__version__ < "2.13", reason=OLD)
+SETTINGS = {"DATASET": "sample", "EMBED_DIM": 16, "HIDDEN_DIM": 16, "MAX_FRAMES": 16, "EPOCHS": 3}
+SETTINGS |= {"BATCH_SIZE": 4, "DROPOUT": 0.0, "WORD_DROPOUT": 0.0}
 
 
 @pytest.fixture
