@@ -1441,12 +1441,6 @@ def new_model(name, statistics, vocabulary):
 
 # ---- losses and metrics
 SPANS = (0.12, 0.24, 0.48)  # seconds, over which movement can be foreseen
-MOTION_SECONDS = 0.08  # width of the Gaussian that removes trembling before motion is measured
-MOTION_FRAMES = math.ceil(3 * MOTION_SECONDS * FPS)  # its reach to each side
-TREMBLE_HZ = 8  # from here on movement is a detector's noise, or trembling
-SHORTEST_RUN = 0.8  # seconds; in shorter ones there is little to measure
-MAX_REACH = 5  # shoulder widths
-REACH_BINS = 1000  # of the distances up to it
 
 
 def mean_over_processes(value):
@@ -1540,79 +1534,7 @@ def training_loss(model, batch):
     return loss, torch.stack([sums[0].detach(), divisors[0]])
 
 
-def hands_of(pose):
-    """(B, T, D) -> points (B, T, K, 2) of hands and wrists; all, where they are not known."""
-    points = pose.unflatten(-1, (-1, 2))
-    if points.shape[2] != len(POINTS):
-        return points
-    return torch.cat([points[:, :, : 2 * len(HAND)], points[:, :, ARM_WRISTS]], 2)
-
-
-def smoothed(points, first, last, rate):
-    """Points (B, T, K, 2) after a Gaussian; each run is padded with its first and last frame."""
-    frame = torch.arange(points.shape[1], device=points.device)[:, None]
-    width = MOTION_SECONDS * rate[:, None, None, None]  # frames
-    total = weights = 0
-    for offset in range(-MOTION_FRAMES, MOTION_FRAMES + 1):
-        at = (frame + offset).clamp(first, last)[..., None].expand_as(points)
-        weight = (-((offset / width) ** 2) / 2).exp()
-        total = total + weight * points.gather(1, at)
-        weights = weights + weight
-    return total / weights
-
-
-def movement_sums(pose, target, rate):
-    """Poses (B, T, D), frames per second (B,) -> {name: sum} of generated and of real movement.
-
-    The path after a Gaussian of MOTION_SECONDS, and the energy of the rest from TREMBLE_HZ on. A
-    point of the hands counts in the runs of frames that show it for SHORTEST_RUN or more.
-    """
-    made, real = hands_of(pose), hands_of(target)
-    seen = real.isfinite().all(-1)  # (B, T, K)
-    frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
-    end = len(frame) - 1
-    # the first and the last frame of the run of seen frames that a frame is in
-    first = torch.where(seen, 0, frame + 1).cummax(1).values.clamp(max=end)
-    last = torch.where(seen, end, frame - 1).flip(1).cummin(1).values.flip(1).clamp(min=0)
-    length = last - first + 1
-    used = seen & (length >= (SHORTEST_RUN * rate).clamp(min=8)[:, None, None])
-    # Hann's window; a run of n frames has n times its energy, as in a spectrum of its own
-    hann = (math.pi * (frame - first) / (length - 1).clamp(min=1)).sin().square()
-    window = (hann * length.clamp(min=0).sqrt() * used)[..., None]
-    hertz = torch.arange(len(frame) // 2 + 1, device=rate.device) * rate[:, None] / len(frame)
-    sums = {}
-    for name, points in (("", made), ("real_", real)):
-        points = torch.where(seen[..., None], points, 0)
-        smooth = smoothed(points, first, last, rate)
-        steps = smooth.diff(dim=1).norm(dim=-1)
-        energy = torch.fft.rfft((points - smooth) * window, dim=1).abs().square().sum((2, 3))
-        sums[f"{name}path"] = (steps * (used[:, 1:] & used[:, :-1])).sum()
-        sums[f"{name}tremble"] = (energy * (hertz >= TREMBLE_HZ)).sum()
-    return sums
-
-
-def reach_counts(pose, shown):
-    """Pose (B, T, D), points shown (B, T, K) -> counts (REACH_BINS,) of a hand's wrist in a frame.
-
-    By its distance from the arm's wrist, where both are shown.
-    """
-    if shown.shape[2] != len(POINTS):
-        return 0
-    points = pose.unflatten(-1, (-1, 2))
-    distance = (points[:, :, HAND_WRISTS] - points[:, :, ARM_WRISTS]).norm(dim=-1)
-    both = shown[:, :, HAND_WRISTS] & shown[:, :, ARM_WRISTS]
-    distance = torch.where(both, distance.clamp(max=MAX_REACH), -1)
-    return torch.histc(distance, REACH_BINS, 0, MAX_REACH)
-
-
-def percentile_99(counts):
-    """Counts (REACH_BINS,) -> the distance that 99 % of them do not pass; NaN for no counts."""
-    place = np.searchsorted(counts.cumsum(), 0.99 * counts.sum())
-    return (place + 0.5) * MAX_REACH / REACH_BINS if counts.any() else math.nan
-
-
-SUMS = "squares absolute mean_squares numbers duration_error clips mistaken points path real_path "
-SUMS += "tremble real_tremble"
+METRICS = "val_mse", "val_mae", "mean_pose_mse", "duration_error", "seen_error"
 
 
 @torch.no_grad()
@@ -1621,55 +1543,31 @@ def evaluate(model, clips, device, rank=0, world=1):
 
     val_mse, val_mae and mean_pose_mse (of the training split's mean pose) in (squared) shoulder
     widths; duration_error in seconds; seen_error, the share of points in frames whose confidence is
-    on the wrong side of 0.5. Of the hands, generated over real: motion, the path after smoothing;
-    tremble, the amplitude from TREMBLE_HZ on; reach, the 99th percentile of the distance between a
-    hand's wrist and its arm's (NaN where these are not known). Sums over all clips and processes,
-    divided once.
+    on the wrong side of 0.5. Sums over all clips and processes, divided once.
     """
     model.eval()
-    shapes = dict.fromkeys(SUMS.split(), ()) | {"reach": REACH_BINS, "real_reach": REACH_BINS}
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    sums = {name: value.to(device) for name, value in sums.items()}
+    sums = torch.zeros(len(METRICS), 2, dtype=torch.float64, device=device)
     batches = torch.arange(len(clips))[rank::world].split(BATCH_SIZE)
     for numbers in filter(len, batches):  # of few clips a process may have none
-        for name, value in batch_sums(model, clips.batch(numbers, device)).items():
-            sums[name] += value
-    total = {name: np.array(mean_over_processes(x).tolist()) for name, x in sums.items()}
-    metrics = {
-        "val_mse": total["squares"] / total["numbers"],
-        "val_mae": total["absolute"] / total["numbers"],
-        "mean_pose_mse": total["mean_squares"] / total["numbers"],
-        "motion": total["path"] / total["real_path"].clip(1e-9),
-        "tremble": np.sqrt(total["tremble"] / total["real_tremble"].clip(1e-9)),
-        "reach": percentile_99(total["reach"]) / percentile_99(total["real_reach"]),
-        "duration_error": total["duration_error"] / total["clips"],
-        "seen_error": total["mistaken"] / total["points"],
-    }
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def batch_sums(model, batch):
-    """-> {name: sum over the batch}, of which `evaluate` makes its metrics."""
-    target = batch["pose"]
-    longest = target.shape[1]
-    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
-    pose, likely = made.pose[:, :longest], made.confidence[:, :longest] > 0
-    seen, shown = target.isfinite(), points_seen(batch)
-    real_frame, shown = shown.isfinite(), shown == 1
-    error = torch.where(seen, pose - target, 0)
-    return {
-        "squares": error.square().sum(),
-        "absolute": error.abs().sum(),
-        "mean_squares": torch.where(seen, model.mean - target, 0).square().sum(),
-        "numbers": seen.sum(),
-        "duration_error": (made.seconds - batch["seconds"]).abs().sum(),
-        "clips": len(target),
-        "mistaken": ((likely != shown) & real_frame).sum(),
-        "points": real_frame.sum(),
-        "reach": reach_counts(pose, likely & real_frame),
-        "real_reach": reach_counts(target, shown),
-        **movement_sums(pose, target, batch["n_frames"] / batch["seconds"]),
-    }
+        batch = clips.batch(numbers, device)
+        target = batch["pose"]
+        longest = target.shape[1]
+        made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
+        seen, shown = target.isfinite(), points_seen(batch)
+        error = torch.where(seen, made.pose[:, :longest] - target, 0)
+        mean_error = torch.where(seen, model.mean - target, 0)
+        late = made.seconds - batch["seconds"]
+        mistaken = (made.confidence[:, :longest] > 0) != (shown == 1)
+        pairs = [  # in the order of METRICS: what is averaged, and over how many
+            (error.square(), seen),
+            (error.abs(), seen),
+            (mean_error.square(), seen),
+            (late.abs(), torch.ones_like(late)),
+            (mistaken & shown.isfinite(), shown.isfinite()),
+        ]
+        sums += torch.stack([torch.stack([x.sum(), n.sum()]).double() for x, n in pairs])
+    totals = mean_over_processes(sums).tolist()
+    return {name: total / n for name, (total, n) in zip(METRICS, totals, strict=True)}
 
 
 def beats_mean_pose(metrics):
@@ -1797,7 +1695,7 @@ def train_one_epoch(run, model, schedule, label):
 
 
 EPOCH_SEED = 1_000_003  # between the seeds of two epochs
-HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
+HEADER = f"{'':<23} train mse   val mse      mae  duration      time"
 
 
 def run_epoch(run, model, schedule):
@@ -1815,7 +1713,7 @@ def run_epoch(run, model, schedule):
         raise SystemExit(f"error: the loss of {label} is not finite: lower the learning rate")
     print(
         f"{label:<23}{line['train_mse']:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
-        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
+        f"{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
         flush=True,
     )
     run.log.append(line)

@@ -1447,12 +1447,6 @@ def new_model(name, statistics, vocabulary):
 
 # ---- losses and metrics
 SPANS = (0.12, 0.24, 0.48)  # seconds, over which movement can be foreseen
-MOTION_SECONDS = 0.08  # width of the Gaussian that removes trembling before motion is measured
-MOTION_FRAMES = math.ceil(3 * MOTION_SECONDS * FPS)  # its reach to each side
-TREMBLE_HZ = 8  # from here on movement is a detector's noise, or trembling
-SHORTEST_RUN = 0.8  # seconds; in shorter ones there is little to measure
-MAX_REACH = 5  # shoulder widths
-REACH_BINS = 1000  # of the distances up to it
 
 
 def mean_over_processes(value):
@@ -1546,79 +1540,7 @@ def training_loss(model, batch):
     return loss, torch.stack([sums[0].detach(), divisors[0]])
 
 
-def hands_of(pose):
-    """(B, T, D) -> points (B, T, K, 2) of hands and wrists; all, where they are not known."""
-    points = pose.unflatten(-1, (-1, 2))
-    if points.shape[2] != len(POINTS):
-        return points
-    return torch.cat([points[:, :, : 2 * len(HAND)], points[:, :, ARM_WRISTS]], 2)
-
-
-def smoothed(points, first, last, rate):
-    """Points (B, T, K, 2) after a Gaussian; each run is padded with its first and last frame."""
-    frame = torch.arange(points.shape[1], device=points.device)[:, None]
-    width = MOTION_SECONDS * rate[:, None, None, None]  # frames
-    total = weights = 0
-    for offset in range(-MOTION_FRAMES, MOTION_FRAMES + 1):
-        at = (frame + offset).clamp(first, last)[..., None].expand_as(points)
-        weight = (-((offset / width) ** 2) / 2).exp()
-        total = total + weight * points.gather(1, at)
-        weights = weights + weight
-    return total / weights
-
-
-def movement_sums(pose, target, rate):
-    """Poses (B, T, D), frames per second (B,) -> {name: sum} of generated and of real movement.
-
-    The path after a Gaussian of MOTION_SECONDS, and the energy of the rest from TREMBLE_HZ on. A
-    point of the hands counts in the runs of frames that show it for SHORTEST_RUN or more.
-    """
-    made, real = hands_of(pose), hands_of(target)
-    seen = real.isfinite().all(-1)  # (B, T, K)
-    frame = torch.arange(seen.shape[1], device=seen.device)[:, None]
-    end = len(frame) - 1
-    # the first and the last frame of the run of seen frames that a frame is in
-    first = torch.where(seen, 0, frame + 1).cummax(1).values.clamp(max=end)
-    last = torch.where(seen, end, frame - 1).flip(1).cummin(1).values.flip(1).clamp(min=0)
-    length = last - first + 1
-    used = seen & (length >= (SHORTEST_RUN * rate).clamp(min=8)[:, None, None])
-    # Hann's window; a run of n frames has n times its energy, as in a spectrum of its own
-    hann = (math.pi * (frame - first) / (length - 1).clamp(min=1)).sin().square()
-    window = (hann * length.clamp(min=0).sqrt() * used)[..., None]
-    hertz = torch.arange(len(frame) // 2 + 1, device=rate.device) * rate[:, None] / len(frame)
-    sums = {}
-    for name, points in (("", made), ("real_", real)):
-        points = torch.where(seen[..., None], points, 0)
-        smooth = smoothed(points, first, last, rate)
-        steps = smooth.diff(dim=1).norm(dim=-1)
-        energy = torch.fft.rfft((points - smooth) * window, dim=1).abs().square().sum((2, 3))
-        sums[f"{name}path"] = (steps * (used[:, 1:] & used[:, :-1])).sum()
-        sums[f"{name}tremble"] = (energy * (hertz >= TREMBLE_HZ)).sum()
-    return sums
-
-
-def reach_counts(pose, shown):
-    """Pose (B, T, D), points shown (B, T, K) -> counts (REACH_BINS,) of a hand's wrist in a frame.
-
-    By its distance from the arm's wrist, where both are shown.
-    """
-    if shown.shape[2] != len(POINTS):
-        return 0
-    points = pose.unflatten(-1, (-1, 2))
-    distance = (points[:, :, HAND_WRISTS] - points[:, :, ARM_WRISTS]).norm(dim=-1)
-    both = shown[:, :, HAND_WRISTS] & shown[:, :, ARM_WRISTS]
-    distance = torch.where(both, distance.clamp(max=MAX_REACH), -1)
-    return torch.histc(distance, REACH_BINS, 0, MAX_REACH)
-
-
-def percentile_99(counts):
-    """Counts (REACH_BINS,) -> the distance that 99 % of them do not pass; NaN for no counts."""
-    place = np.searchsorted(counts.cumsum(), 0.99 * counts.sum())
-    return (place + 0.5) * MAX_REACH / REACH_BINS if counts.any() else math.nan
-
-
-SUMS = "squares absolute mean_squares numbers duration_error clips mistaken points path real_path "
-SUMS += "tremble real_tremble"
+METRICS = "val_mse", "val_mae", "mean_pose_mse", "duration_error", "seen_error"
 
 
 @torch.no_grad()
@@ -1627,55 +1549,31 @@ def evaluate(model, clips, device, rank=0, world=1):
 
     val_mse, val_mae and mean_pose_mse (of the training split's mean pose) in (squared) shoulder
     widths; duration_error in seconds; seen_error, the share of points in frames whose confidence is
-    on the wrong side of 0.5. Of the hands, generated over real: motion, the path after smoothing;
-    tremble, the amplitude from TREMBLE_HZ on; reach, the 99th percentile of the distance between a
-    hand's wrist and its arm's (NaN where these are not known). Sums over all clips and processes,
-    divided once.
+    on the wrong side of 0.5. Sums over all clips and processes, divided once.
     """
     model.eval()
-    shapes = dict.fromkeys(SUMS.split(), ()) | {"reach": REACH_BINS, "real_reach": REACH_BINS}
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    sums = {name: value.to(device) for name, value in sums.items()}
+    sums = torch.zeros(len(METRICS), 2, dtype=torch.float64, device=device)
     batches = torch.arange(len(clips))[rank::world].split(BATCH_SIZE)
     for numbers in filter(len, batches):  # of few clips a process may have none
-        for name, value in batch_sums(model, clips.batch(numbers, device)).items():
-            sums[name] += value
-    total = {name: np.array(mean_over_processes(x).tolist()) for name, x in sums.items()}
-    metrics = {
-        "val_mse": total["squares"] / total["numbers"],
-        "val_mae": total["absolute"] / total["numbers"],
-        "mean_pose_mse": total["mean_squares"] / total["numbers"],
-        "motion": total["path"] / total["real_path"].clip(1e-9),
-        "tremble": np.sqrt(total["tremble"] / total["real_tremble"].clip(1e-9)),
-        "reach": percentile_99(total["reach"]) / percentile_99(total["real_reach"]),
-        "duration_error": total["duration_error"] / total["clips"],
-        "seen_error": total["mistaken"] / total["points"],
-    }
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def batch_sums(model, batch):
-    """-> {name: sum over the batch}, of which `evaluate` makes its metrics."""
-    target = batch["pose"]
-    longest = target.shape[1]
-    made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
-    pose, likely = made.pose[:, :longest], made.confidence[:, :longest] > 0
-    seen, shown = target.isfinite(), points_seen(batch)
-    real_frame, shown = shown.isfinite(), shown == 1
-    error = torch.where(seen, pose - target, 0)
-    return {
-        "squares": error.square().sum(),
-        "absolute": error.abs().sum(),
-        "mean_squares": torch.where(seen, model.mean - target, 0).square().sum(),
-        "numbers": seen.sum(),
-        "duration_error": (made.seconds - batch["seconds"]).abs().sum(),
-        "clips": len(target),
-        "mistaken": ((likely != shown) & real_frame).sum(),
-        "points": real_frame.sum(),
-        "reach": reach_counts(pose, likely & real_frame),
-        "real_reach": reach_counts(target, shown),
-        **movement_sums(pose, target, batch["n_frames"] / batch["seconds"]),
-    }
+        batch = clips.batch(numbers, device)
+        target = batch["pose"]
+        longest = target.shape[1]
+        made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
+        seen, shown = target.isfinite(), points_seen(batch)
+        error = torch.where(seen, made.pose[:, :longest] - target, 0)
+        mean_error = torch.where(seen, model.mean - target, 0)
+        late = made.seconds - batch["seconds"]
+        mistaken = (made.confidence[:, :longest] > 0) != (shown == 1)
+        pairs = [  # in the order of METRICS: what is averaged, and over how many
+            (error.square(), seen),
+            (error.abs(), seen),
+            (mean_error.square(), seen),
+            (late.abs(), torch.ones_like(late)),
+            (mistaken & shown.isfinite(), shown.isfinite()),
+        ]
+        sums += torch.stack([torch.stack([x.sum(), n.sum()]).double() for x, n in pairs])
+    totals = mean_over_processes(sums).tolist()
+    return {name: total / n for name, (total, n) in zip(METRICS, totals, strict=True)}
 
 
 def beats_mean_pose(metrics):
@@ -1803,7 +1701,7 @@ def train_one_epoch(run, model, schedule, label):
 
 
 EPOCH_SEED = 1_000_003  # between the seeds of two epochs
-HEADER = f"{'':<23} train mse   val mse      mae  motion  duration      time"
+HEADER = f"{'':<23} train mse   val mse      mae  duration      time"
 
 
 def run_epoch(run, model, schedule):
@@ -1821,7 +1719,7 @@ def run_epoch(run, model, schedule):
         raise SystemExit(f"error: the loss of {label} is not finite: lower the learning rate")
     print(
         f"{label:<23}{line['train_mse']:>10.5f}{line['val_mse']:>10.5f}{line['val_mae']:>9.5f}"
-        f"{line['motion']:>8.2f}{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
+        f"{line['duration_error']:>8.2f} s{line['seconds']:>8.1f} s",
         flush=True,
     )
     run.log.append(line)
@@ -2041,7 +1939,9 @@ def report(run, data):
     def metrics_of(clips):
         answers = generate(model, tokenizer, clips.glosses, max_gloss_len)
         aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(answers)]
-        return evaluate(model, clips, run.device) | {"val_dtw_mje": np.mean(aligned)}, aligned
+        metrics = evaluate(model, clips, run.device)
+        metrics |= hand_metrics(answers_as_long(model, clips), clips)
+        return metrics | {"val_dtw_mje": np.mean(aligned)}, aligned
 
     clips = run.clips["validation"]
     metrics, aligned = metrics_of(clips)
@@ -2068,6 +1968,12 @@ def report(run, data):
     print("", *(f"{name}: {value}" for name, value in closing.items()), sep="\n")
     if not beats_mean_pose(metrics):
         print("warning: the model does not clearly beat the mean pose, so it has learned nothing")
+
+
+HANDS = [*range(2 * len(HAND)), *WRISTS]
+MOTION_SECONDS = 0.08  # width of the Gaussian that removes trembling before motion is measured
+TREMBLE_HZ = 8  # from here on movement is a detector's noise, or trembling
+SHORTEST_RUN = 0.8  # seconds; in shorter ones there is little to measure
 
 
 def pose_of(clips, i):
@@ -2098,22 +2004,72 @@ def aligned_error(generated, real):
 
 
 @torch.no_grad()
-def clip_errors(model, clips):
-    """-> for each clip the MSE at its real length, and the mean pose's."""
-    errors = []
+def answers_as_long(model, clips):
+    """-> for each clip a pose of its length (T, K, 2), and which points are likely shown (T, K)"""
     for numbers in torch.arange(len(clips)).split(BATCH_SIZE):
         batch = clips.batch(numbers, model.mean.device)
-        target = batch["pose"]
-        pose = model(batch["tokens"], batch["token_mask"], batch["n_frames"]).pose
-        error = (pose[:, : target.shape[1]] - target).square().nanmean((1, 2))
-        mean_error = (model.mean - target).square().nanmean((1, 2))
-        errors += zip(error.tolist(), mean_error.tolist(), strict=True)
-    return errors
+        made = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
+        poses = made.pose.unflatten(-1, (-1, 2)).cpu().numpy()
+        likely = (made.confidence > 0).cpu().numpy()
+        for pose, shown, n in zip(poses, likely, clips.n_frames[numbers], strict=True):
+            yield pose[:n], shown[:n]
+
+
+def hand_metrics(answers, clips):
+    """What answers_as_long gives -> how hands and wrists move, generated over real.
+
+    motion: the path after a Gaussian of MOTION_SECONDS. tremble: the amplitude from TREMBLE_HZ on.
+    reach: the 99th percentile of the distance between a hand's wrist and its arm's, where both are
+    shown. NaN where there is nothing to measure; of other points than POINTS all count.
+    """
+    motion, tremble, gaps = np.zeros(2), np.zeros(2), ([], [])
+    for i, (made, likely) in enumerate(answers):
+        real = pose_of(clips, i)
+        seen = np.isfinite(real).all(-1)
+        known = seen.shape[1] == len(POINTS)
+        hands = HANDS if known else slice(None)
+        rate = len(real) / clips.seconds[i].item()
+        for side, (pose, shown) in enumerate(((made, likely), (real, seen))):
+            path, energy = movement(pose[:, hands], seen[:, hands], rate)
+            motion[side] += path
+            tremble[side] += energy
+            if known:
+                distance = np.linalg.norm(pose[:, HAND_WRISTS] - pose[:, ARM_WRISTS], axis=-1)
+                gaps[side].extend(distance[shown[:, HAND_WRISTS] & shown[:, ARM_WRISTS]])
+    reach = [np.percentile(some, 99) if some else 0 for some in gaps]
+    ratio = {"motion": motion, "tremble": tremble**0.5, "reach": reach}
+    return {name: made / real if real else math.nan for name, (made, real) in ratio.items()}
+
+
+def movement(points, seen, rate):
+    """Points (T, K, 2), where they are seen (T, K), frames per second -> path and trembling.
+
+    Of each run of frames that show a point for SHORTEST_RUN or more.
+    """
+    width = MOTION_SECONDS * rate  # frames
+    side = math.ceil(3 * width)
+    kernel = np.exp(-((np.arange(-side, side + 1) / width) ** 2) / 2)
+    path = energy = 0.0
+    for track, shown in zip(points.swapaxes(0, 1), seen.T, strict=True):
+        edges = np.flatnonzero(np.diff(shown, prepend=False, append=False))
+        for start, end in edges.reshape(-1, 2):
+            if end - start < max(8, SHORTEST_RUN * rate):
+                continue
+            run = track[start:end] @ [1, 1j]  # x + iy
+            smooth = np.convolve(np.pad(run, side, "edge"), kernel / kernel.sum(), "valid")
+            path += np.abs(np.diff(smooth)).sum()
+            spectrum = np.fft.fft((run - run.mean()) * np.hanning(len(run)))
+            fast = np.abs(np.fft.fftfreq(len(run), 1 / rate)) >= TREMBLE_HZ
+            energy += (np.abs(spectrum[fast]) ** 2).sum()
+    return path, energy
 
 
 def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
     """PREVIEW_CLIPS from the lowest to the highest error -> items of the page."""
-    errors = clip_errors(model, clips)
+    errors = []  # of each clip, and the mean pose's
+    for i, (pose, _) in enumerate(answers_as_long(model, clips)):
+        real, mean = pose_of(clips, i), model.mean.view(-1, 2).cpu().numpy()
+        errors.append([np.nanmean(np.square(some - real)) for some in (pose, mean)])
     order = sorted(range(len(errors)), key=errors.__getitem__)
     ranks = sorted({*np.linspace(0, len(order) - 1, PREVIEW_CLIPS).round().astype(int).tolist()})
     glosses = [clips.glosses[order[rank]] for rank in ranks]

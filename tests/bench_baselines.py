@@ -171,7 +171,8 @@ class Given(nn.Module):
         self.answers = answers
         self.mean = mean
 
-    def forward(self, tokens, token_mask, n_frames, longest):
+    def forward(self, tokens, token_mask, n_frames, longest=None):
+        longest = longest or n_frames.max()
         answers = [self.answers[i] for i in tokens[:, 0].tolist()]
         pose = torch.zeros(len(tokens), longest, len(self.mean))
         confidence = torch.zeros(len(tokens), longest, len(self.mean) // 2)
@@ -186,6 +187,12 @@ class Given(nn.Module):
             keys=None,
             durations=None,
         )
+
+
+def at_real_length(model, clips):
+    """-> the figures of a model's answers, or of Given ones, at the clips' lengths."""
+    movement = script.hand_metrics(script.answers_as_long(model, clips), clips)
+    return script.evaluate(model, clips, CPU) | movement
 
 
 def at_own_length(answers, clips, readers):
@@ -203,7 +210,7 @@ def figures_of(answers, mean, clips, readers):
     numbered = copy.copy(clips)
     numbered.tokens = torch.arange(len(clips))[:, None]
     numbered.token_mask = torch.ones_like(numbered.tokens, dtype=torch.bool)
-    metrics = script.evaluate(Given(answers, mean), numbered, CPU)
+    metrics = at_real_length(Given(answers, mean), numbered)
     return {**metrics, **at_own_length(answers, clips, readers)}
 
 
@@ -275,7 +282,7 @@ def rows_of_own_frames(data, epochs):
     os.environ["OMP_NUM_THREADS"] = "1"  # of each training
     what = [row for row in bench_ablation.ROWS if row.startswith("autoregressive")]
     settings = {"DATASET": data, "EPOCHS": epochs}
-    with ThreadPoolExecutor(script.cores()) as pool:
+    with ThreadPoolExecutor(script.CORES) as pool:
         runs = {
             row: [pool.submit(bench_ablation.run, row, "gru", seed, settings) for seed in SEEDS]
             for row in what
@@ -298,7 +305,7 @@ def rows_of_models(folders, clips, data, readers):
             if name == "bert":
                 config = model.encoder.pretrained.config
                 title += f" ({config.num_hidden_layers} layers of {config.hidden_size})"
-            metrics = script.evaluate(model, clips.with_tokens(tokenizer), CPU)
+            metrics = at_real_length(model, clips.with_tokens(tokenizer))
             made = script.generate(model, tokenizer, clips.glosses, max_gloss_len)
             rows[title].append({**metrics, **at_own_length(made, clips, readers)})
     return rows

@@ -178,7 +178,6 @@ def write_bert(folder):
 
 WORDS = ["<pad>", "<unk>", "GO", "HELLO", "SCHOOL", "WANT"]
 METRICS = {"val_mse": 0.25, "val_mae": 0.375, "mean_pose_mse": 0.5}  # of no training
-METRICS |= {"motion": 0.75, "tremble": 0.0625, "reach": 1.25}
 METRICS |= {"duration_error": 0.125, "seen_error": 0.0625}
 
 

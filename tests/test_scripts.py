@@ -24,8 +24,8 @@ import train_final_model
 
 TINY = {"EMBED_DIM": 16, "HIDDEN_DIM": 16, "EPOCHS": 2}
 TINY |= {"TRAIN_CLIPS": 24, "VALIDATION_CLIPS": 8, "MAX_FRAMES": 24}
-# model, epoch, epochs, train mse, val mse, mae, motion and duration error; without the time
-EPOCH = r"^(\w+) epoch (\d+)/(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+ +[\d.]+ s(?= +[\d.]+ s$)"
+# model, epoch, epochs, train mse, val mse, mae and duration error; without the time
+EPOCH = r"^(\w+) epoch (\d+)/(\d+) +([\d.]+) +([\d.]+) +([\d.]+) +[\d.]+ s(?= +[\d.]+ s$)"
 
 
 def epochs(out):
