@@ -1464,21 +1464,11 @@ def relative_loss(made, real):
     return error.square().sum(), real.nan_to_num().square().sum()
 
 
-def step_loss(pose, target):
-    """Error of each frame's step. It rewards what follows the real one, and punishes trembling."""
-    return relative_loss(pose.diff(dim=1), target.diff(dim=1))
-
-
-def distance_loss(pose, target, rate, seconds):
-    """Error of how far each point moves in so many seconds; rate (B,): frames per second.
-
-    An average of several clips moves too little. This loss teaches how far they move.
-    """
-    return relative_loss(distances(pose, rate, seconds), distances(target, rate, seconds))
-
-
 def distances(pose, rate, seconds):
-    """Pose (B, T, D) -> how far each point moves from each frame on (B, T, K), NaN = not known."""
+    """Pose (B, T, D) -> how far each point moves in so many seconds (B, T, K), NaN = not known.
+
+    rate (B,): frames per second.
+    """
     frame = torch.arange(pose.shape[1], device=pose.device)
     later = frame + (seconds * rate).round().long().clamp(min=1)[:, None]  # (B, T)
     at = later.clamp(max=len(frame) - 1)[..., None].expand_as(pose)
@@ -1518,9 +1508,12 @@ def training_loss(model, batch):
         pose_loss(pose, target),
         duration_loss(made.seconds, batch["seconds"]),
         confidence_loss(made.confidence[:, :longest], points_seen(batch)),
-        step_loss(pose, target),
-        *(distance_loss(pose, target, rate, seconds) for seconds in SPANS),
+        # each frame's step: this rewards what follows the real one, and punishes trembling
+        relative_loss(pose.diff(dim=1), target.diff(dim=1)),
     ]
+    for seconds in SPANS:  # an average of several clips moves too little
+        made_distances, real_distances = (distances(x, rate, seconds) for x in (pose, target))
+        losses.append(relative_loss(made_distances, real_distances))
     sums, divisors = (torch.stack([*some]).float() for some in zip(*losses, strict=True))
     # by the mean divisor of all processes: DistributedDataParallel averages the gradients, which
     # makes it the sum of all sums over the sum of all divisors. A mean count may be 0.5
@@ -1568,11 +1561,6 @@ def evaluate(model, clips, device, rank=0, world=1):
         sums += torch.stack([torch.stack([x.sum(), n.sum()]).double() for x, n in pairs])
     totals = mean_over_processes(sums).tolist()
     return {name: total / n for name, (total, n) in zip(METRICS, totals, strict=True)}
-
-
-def beats_mean_pose(metrics):
-    """Whether a model is clearly better than to answer with the mean pose always."""
-    return metrics["val_mse"] < 0.95 * metrics["mean_pose_mse"]
 
 
 # ---- training
@@ -1832,12 +1820,13 @@ def main(argv=None):
         results[name] = best_of(run.log)
     lock.close()
     winner = min(results, key=lambda name: results[name]["val_mse"])
-    if not beats_mean_pose(results[winner]):
+    mean_pose_mse = results[winner]["mean_pose_mse"]
+    if results[winner]["val_mse"] > 0.95 * mean_pose_mse:
         print("warning: no model clearly beats the mean pose, so nothing was learned")
     print("\nFINAL RESULTS (sample data)" if data == "sample data" else "\nFINAL RESULTS")
     for name, best in results.items():
         print(f"{MODELS[name][0]}: {best['val_mse']:.4f}")
-    print(f"Mean pose: {results[winner]['mean_pose_mse']:.4f}")
+    print(f"Mean pose: {mean_pose_mse:.4f}")
     print(f"Next: python train_final_model.py --model {winner}")
     print("Its data settings, at the top of the file, must be the same as those of this script.")
 

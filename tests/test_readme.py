@@ -64,7 +64,7 @@ def commands_of(kind, lines):
 
 def shape(line):
     """A line without what may differ between two runs: figures, the winner, notes on words."""
-    line = re.sub(r"--model \w+", "--model MODEL", re.sub(r"\d+(\.\d+)?", "#", line))
+    line = re.sub(r"--model \w+", "--model MODEL", re.sub(r"\bnan\b|\d+(\.\d+)?", "#", line))
     return " ".join(re.sub(r"(\.pose +# s)   .*", r"\1", line).split()) + "\n"
 
 
