@@ -845,9 +845,13 @@ def load_clips(test=False):
     tables, files = load_tables(dataset)
     print(f"  files            {', '.join(files) or 'none'}")
     check_splits(dataset, tables, files)
-    tables, rows = list_rows(dataset, tables)
-    if unread := {column for table in tables.values() for column in table.column_names} - COLUMNS:
-        print(f"  columns unread   {', '.join(sorted(unread))}")
+    loaded = tables
+    tables, rows = list_rows(dataset, loaded)
+    columns = {column for table in tables.values() for column in table.column_names} - COLUMNS
+    splits = {name for name, table in loaded.items() if table not in tables.values()}
+    for what, unread in (("splits", splits), ("columns", columns)):
+        if unread:
+            print(f"  {f'{what} unread':<17}{', '.join(sorted(unread))}")
     rows = [row for row in rows if test or row.split != "test"]
     print(f"  split            {'from the data' if 'validation' in tables else 'by video'}")
     if "validation" not in tables:

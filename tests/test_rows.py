@@ -159,6 +159,12 @@ def test_a_column_split_of_one_value_and_the_data_s_own_splits_are_read(tmp_path
     assert report(capsys)["columns unread"] == "fps, split, start"
     rows[5]["split"] = "dev"
     load(write_rows(tmp_path / "b", rows[:4], rows[4:]), POSE_DIM=4)
+    folder = write_rows(tmp_path / "c", rows[:4], rows[4:], dev=rows)
+    files = [f"- {{split: {x}, path: {x}.jsonl}}" for x in ("dev", "train", "validation")]
+    files = "\n  ".join(["---\nconfigs:\n- config_name: a\n  data_files:", *files])
+    (folder / "README.md").write_text(f"{files}\n---\n")
+    load(folder, POSE_DIM=4)
+    assert report(capsys)["splits unread"] == "dev"
 
 
 @pytest.mark.parametrize(
