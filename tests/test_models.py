@@ -423,43 +423,30 @@ class Fixed(torch.nn.Module):
         )
 
 
-def runs_by_hand(poses, targets, seconds):
-    """-> frames per second, generated and real (n, 2) of each hand point, in each run that is seen.
-
-    Of 0.8 s or more, and of 8 frames or more.
-    """
-    for pose, target, lasting in zip(poses, targets, seconds, strict=True):
+def hands_by_hand(poses, targets, likely, seconds):
+    """-> path, trembling energy and reach of generated and of real hands, by definition"""
+    path, energy, apart = np.zeros(2), np.zeros(2), ([], [])
+    for pose, target, shown, lasting in zip(poses, targets, likely, seconds, strict=True):
         rate = len(target) / float(np.float32(lasting))
-        for k in [*range(42), 51, 52]:
-            xy = slice(2 * k, 2 * k + 2)
-            seen = np.isfinite(target[:, xy]).all(1).astype(int)
-            edges = np.flatnonzero(np.diff(np.r_[0, seen, 0]))
-            for first, end in edges.reshape(-1, 2):
-                if end - first >= max(8, 0.8 * rate):
-                    yield rate, pose[first:end, xy], target[first:end, xy]
-
-
-def path_by_hand(run, rate):
-    width = 0.08 * rate
-    offset = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
-    weights = np.exp(-((offset / width) ** 2) / 2)
-    padded = np.pad(run, ((len(offset) // 2,) * 2, (0, 0)), "edge")
-    smooth = [weights @ padded[t : t + len(offset)] / weights.sum() for t in range(len(run))]
-    return np.linalg.norm(np.diff(smooth, axis=0), axis=1).sum()
-
-
-def tremble_by_hand(run, rate):
-    waves = np.fft.rfft((run - run.mean(0)) * np.hanning(len(run))[:, None], axis=0)
-    return (abs(waves[np.fft.rfftfreq(len(run), 1 / rate) >= 8]) ** 2).sum()
-
-
-def reach_by_hand(poses, shown):
-    distances = []
-    for points, its in zip(poses, shown, strict=True):
-        for hand, arm in ((0, 51), (21, 52)):
-            apart = points[:, 2 * hand : 2 * hand + 2] - points[:, 2 * arm : 2 * arm + 2]
-            distances += np.linalg.norm(apart, axis=1)[its[:, hand] & its[:, arm]].tolist()
-    return np.percentile(distances, 99)
+        offset = np.arange(-math.ceil(0.24 * rate), math.ceil(0.24 * rate) + 1)
+        weights = np.exp(-((offset / (0.08 * rate)) ** 2) / 2)
+        seen = np.isfinite(target[:, ::2])
+        for i, (points, its) in enumerate([(pose, shown), (target, seen)]):
+            for k in [*range(42), 51, 52]:
+                edges = np.flatnonzero(np.diff(np.r_[0, seen[:, k].astype(int), 0]))
+                for first, end in edges.reshape(-1, 2):
+                    run, n = points[first:end, 2 * k : 2 * k + 2], end - first
+                    if n >= max(8, 0.8 * rate):
+                        padded = np.pad(run, ((len(offset) // 2,) * 2, (0, 0)), "edge")
+                        smooth = [weights @ padded[t : t + len(offset)] for t in range(n)]
+                        steps = np.diff(smooth, axis=0) / weights.sum()
+                        path[i] += np.linalg.norm(steps, axis=1).sum()
+                        waves = np.fft.rfft((run - run.mean(0)) * np.hanning(n)[:, None], axis=0)
+                        energy[i] += (abs(waves[np.fft.rfftfreq(n, 1 / rate) >= 8]) ** 2).sum()
+            for hand, arm in ((0, 51), (21, 52)):
+                gap = points[:, 2 * hand : 2 * hand + 2] - points[:, 2 * arm : 2 * arm + 2]
+                apart[i].extend(np.linalg.norm(gap, axis=1)[its[:, hand] & its[:, arm]])
+    return path, energy, [np.percentile(distances, 99) for distances in apart]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -489,12 +476,8 @@ def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
     likely = [x[:n] > 0 for x, n in zip(model.confidence.numpy(), lengths, strict=True)]
     shown = [np.isfinite(pose[:, ::2]) for pose in real]
     expected["seen_error"] = np.mean(np.concatenate(likely) != np.concatenate(shown))
-    path, energy = np.zeros((2, 2))
-    for rate, *both in runs_by_hand(made, real, seconds):
-        path += [path_by_hand(run, rate) for run in both]
-        energy += [tremble_by_hand(run, rate) for run in both]
-    expected["motion"] = path[0] / path[1]
-    expected["reach"] = reach_by_hand(cut, likely) / reach_by_hand(real, shown)
+    path, energy, reach = hands_by_hand(cut, real, likely, seconds)
+    expected |= {"motion": path[0] / path[1], "reach": reach[0] / reach[1]}
     tremble = metrics.pop("tremble")
     assert metrics == pytest.approx(expected, rel=1e-4)
     # by the spectrum of x + iy, in which the highest frequency counts once, and not twice
