@@ -1234,9 +1234,9 @@ class Plan(nn.Module):
         nn.init.zeros_(self.move[-1].bias)
 
     def forward(self, states, durations, token_mask):
-        """states (B, S, H), durations, token_mask (B, S) -> keys (B, S), order (B, S, S).
+        """states (B, S, H), durations, token_mask (B, S) -> keys (B, S), sorting (B, S, S).
 
-        order: how much of sign i is read from token j.
+        sorting: how much of sign i is read from token j.
         """
         # without a gradient: that keys and durations pull at each other upsets a training
         signed = 1 - (-durations.detach() / self.signed_from).exp()
@@ -1293,14 +1293,14 @@ class PoseModel(nn.Module):
         with float32:
             words, states = words.float(), states.float()
             durations = self.durations_of(states, token_mask)
-            keys, order = self.plan(states, durations, token_mask)
+            keys, sorting = self.plan(states, durations, token_mask)
             seconds = durations.sum(1) * self.seconds_per_gloss
-            n_frames = self.frames(seconds) if n_frames is None else n_frames
+            n_frames = self.count_frames(seconds) if n_frames is None else n_frames
             longest = int(n_frames.max()) if longest is None else longest
             frame_mask = torch.arange(longest, device=tokens.device) < n_frames[:, None]  # (B, T)
-            sign_durations = (order * durations[:, None]).sum(-1) * token_mask
+            sign_durations = (sorting * durations[:, None]).sum(-1) * token_mask
             window, places = self.time_line(sign_durations, token_mask, n_frames, longest)
-            queries = window @ self.of_sign(order @ words) + self.of_place(places)  # (B, T, H)
+            queries = window @ self.of_sign(sorting @ words) + self.of_place(places)  # (B, T, H)
         hidden = self.decoder(self.drop_features(queries), frame_mask, states, token_mask)
         with float32:
             pose, confidence = self.points(self.drop_features(hidden.float()))
@@ -1337,7 +1337,7 @@ class PoseModel(nn.Module):
         before, elbows, wrists, after = points.split(ARMS, 2)
         return torch.cat([before, elbows + gap / 2, wrists + gap, after], 2).flatten(2), confidence
 
-    def frames(self, seconds):
+    def count_frames(self, seconds):
         return (seconds * self.fps).round().long().clamp(1, self.max_frames)
 
     def time_line(self, durations, token_mask, n_frames, longest):
@@ -1606,7 +1606,7 @@ class Run:
             else:
                 print(f"  words            {said}")
 
-    def order(self):
+    def batches(self):
         """The numbers of each batch of the next epoch, by SEED and the epoch alone.
 
         All processes have as many. Clips that cannot be shared equally are left out, each time
@@ -1672,7 +1672,7 @@ def train_one_epoch(run, model, schedule, label):
     if it had not been stopped.
     """
     model.train()
-    batches = run.order()
+    batches = run.batches()
     torch.manual_seed(SEED + EPOCH_SEED * (run.epochs_done + 1) + run.rank)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     weights = [*zip(run.average.parameters(), run.model.parameters(), strict=True)]
@@ -1727,7 +1727,7 @@ def best_of(log):
 
 def train_epochs(run, keep):
     """Train until EPOCHS are done or PATIENCE is over, and call keep(run) after each epoch."""
-    steps = len(run.order())
+    steps = len(run.batches())
     schedule = new_schedule(run.optimizer, EPOCHS * steps, done=run.epochs_done * steps)
     model = run.model
     if dist.is_initialized():

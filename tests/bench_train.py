@@ -79,7 +79,7 @@ class Training:
             device = script.pick_device()
             self.run = script.Run(name, {"train": clips}, statistics, vocabulary, device)
         self.clips = self.run.clips["train"]
-        self.order = self.run.order()
+        self.order = self.run.batches()
         self.batches = [self.clips.batch(numbers, device) for numbers in self.order]
         self.schedule = script.new_schedule(self.run.optimizer, MANY_STEPS, 0)
 

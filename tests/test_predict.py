@@ -45,7 +45,7 @@ def test_a_written_pose_file_holds_the_models_keypoints(predicted):
         pose = Pose.read(path.read_bytes())
         text = script.tokenize(script.gloss_tokenizer(WORDS), [sentence], 16)
         made = model(text["input_ids"], text["attention_mask"].bool())
-        frames = int(model.frames(made.seconds))
+        frames = int(model.count_frames(made.seconds))
         header = [(part.name, list(part.points)) for part in pose.header.components]
         assert header == [(part, list(names)) for part, names in script.PARTS.items()]
         for part in pose.header.components:

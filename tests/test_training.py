@@ -47,7 +47,7 @@ def new_run(name="gru", **settings):
 
 
 def epochs_of(run, n):
-    steps = len(run.order())
+    steps = len(run.batches())
     schedule = script.new_schedule(run.optimizer, n * steps, done=0)
     for _ in range(n):
         script.run_epoch(run, run.model, schedule)
@@ -114,7 +114,7 @@ def test_gradients_are_clipped_and_what_is_evaluated_is_the_average_of_the_weigh
 
     run.optimizer.register_step_post_hook(follow)
     epochs_of(run, 2)
-    assert len(norms) == 2 * len(run.order())
+    assert len(norms) == 2 * len(run.batches())
     assert max(norms) <= 1.001e-9 if limit == 1e-9 else min(norms) > 0.01
     torch.testing.assert_close([*run.average.parameters()], expected, rtol=1e-5, atol=1e-6)
     equal = map(torch.equal, run.average.parameters(), run.model.parameters())
@@ -157,22 +157,22 @@ def test_every_parameter_is_trained_once_with_its_models_rate_and_memory(name, t
 def test_the_order_is_by_seed_and_epoch_and_processes_share_each_batch(tiny):
     run = new_run(BATCH_SIZE=6)
     torch.rand(7)
-    whole = [batch.tolist() for batch in run.order()]
-    assert whole == [batch.tolist() for batch in new_run().order()]
+    whole = [batch.tolist() for batch in run.batches()]
+    assert whole == [batch.tolist() for batch in new_run().batches()]
     assert sorted(sum(whole, [])) == list(range(16))
     for world in (2, 3):
         run.world, shares = world, []
         for rank in range(world):
             run.rank = rank
-            shares.append([batch.tolist() for batch in run.order()])
+            shares.append([batch.tolist() for batch in run.batches()])
         assert len({tuple(map(len, share)) for share in shares}) == 1
         together = [set(sum(parts, [])) for parts in zip(*shares, strict=True)]
         assert together[:-1] == [*map(set, whole[:-1])] and together[-1] <= set(whole[-1])
         assert sum(map(len, together)) == 16 // world * world
     run.rank, run.world = 0, 1
     run.log.append({})
-    assert whole != [batch.tolist() for batch in run.order()]
-    assert whole != [batch.tolist() for batch in new_run(SEED=1).order()]
+    assert whole != [batch.tolist() for batch in run.batches()]
+    assert whole != [batch.tolist() for batch in new_run(SEED=1).batches()]
 
 
 @pytest.mark.parametrize("module", [script, final])
