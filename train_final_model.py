@@ -87,7 +87,7 @@ SEED = 0  # of all that is drawn
 LR_GRU = 1e-3  # also of BERT's decoder
 LR_TRANSFORMER = 5e-4
 LR_BERT = 2e-5  # of the pretrained encoder
-WARMUP = 0.05  # share of the steps in which the rates rise; then they fall
+WARMUP = 0.05  # share of the steps in which the rates rise; then they fall to 0
 GRAD_CLIP = 1.0  # the longest gradient; 0: any
 DURATION_WEIGHT = 0.1  # of the error of the log duration, beside the MSE
 MOTION_WEIGHT = 0.5  # of the errors of how the points move
@@ -1281,6 +1281,8 @@ class PoseModel(nn.Module):
         self.log_softness = nn.Parameter(torch.tensor(-2.0))
         self.of_sign = nn.Linear(width, width, bias=False)  # what a frame asks of its sign
         self.of_place = nn.Linear(3 * WAVE_DIM, width)  # and of where it is
+        for weight in (self.of_sign.weight, *self.of_place.parameters()):  # as one layer
+            nn.init.uniform_(weight, -1, 1).data /= math.sqrt(width + 3 * WAVE_DIM)
         self.output = nn.Linear(width, pose_dim)
         self.confidence = nn.Linear(width, pose_dim // 2)
         self.register_buffer("mean", torch.zeros(pose_dim))  # see training_statistics
@@ -1367,7 +1369,7 @@ class PoseModel(nn.Module):
         shortest = 0.01  # mean glosses, so that nothing is divided by 0
         within = (since_start / durations[:, None].clamp(min=shortest)).clamp(-0.5, 1.5)
         # fast waves are weak, so that they are learned last: with few clips they would fit noise
-        waves = functools.partial(sinusoidal_features, fading=3)
+        waves = functools.partial(sinusoidal_features, fading=2)
         position = (window[..., None] * waves(within)).sum(2)  # within its sign
         time = waves(step / self.max_frames).expand(*phase.shape, -1)
         return window, torch.cat([position, waves(phase), time], -1)
@@ -1652,23 +1654,12 @@ def new_optimizer(name, model):
     return torch.optim.AdamW(groups, betas=(0.9, memory), fused=True)
 
 
-HALVING = 6  # epochs in which the rates fall to a half
-
-
 def new_schedule(optimizer, steps, done):
-    """The rates rise for a share WARMUP of the steps, and fall to a half, a third and so on.
-
-    Each takes HALVING epochs. All EPOCHS have so many steps, of which `done` are over.
-    """
+    """The rates rise for a share WARMUP of the steps, then fall to 0. `done` steps are over."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     warmup = round(WARMUP * steps)
-
-    def share(step):
-        epochs = EPOCHS * (step - warmup) / steps
-        return step / warmup if step < warmup else 1 / (1 + epochs / HALVING)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, share, done - 1)
+    return transformers.get_cosine_schedule_with_warmup(optimizer, warmup, steps, 0.5, done - 1)
 
 
 def train_one_epoch(run, model, schedule, label):
@@ -1692,7 +1683,7 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        memory = min(AVERAGE, (1 + step) / (5 + step))  # it grows with the steps
+        memory = min(AVERAGE, (1 + step) / (4 + step))  # it grows with the steps
         with torch.no_grad():
             for mean, weight in weights:
                 mean.lerp_(weight, 1 - memory)

@@ -106,7 +106,7 @@ def test_gradients_are_clipped_and_what_is_evaluated_is_the_average_of_the_weigh
     norms = []
 
     def follow(*_):
-        memory = min(average, (1 + len(norms)) / (5 + len(norms)))
+        memory = min(average, (1 + len(norms)) / (4 + len(norms)))
         for value, weight in zip(expected, run.model.parameters(), strict=True):
             value.mul_(memory).add_(weight.detach(), alpha=1 - memory)
         gradients = [value.grad for value in run.model.parameters() if value.grad is not None]
@@ -121,9 +121,9 @@ def test_gradients_are_clipped_and_what_is_evaluated_is_the_average_of_the_weigh
     assert {*equal} == {average == 0}
 
 
-@pytest.mark.parametrize("steps, warmup", [(120, 0.05), (240, 0.1), (7, 0.3), (1, 0.05)])
-def test_the_rate_rises_and_falls_to_a_half_and_a_third(steps, warmup):
-    change(WARMUP=warmup, EPOCHS=20)
+@pytest.mark.parametrize("steps, warmup", [(20, 0.05), (40, 0.1), (7, 0.3), (1, 0.05)])
+def test_the_rate_rises_and_falls_to_0(steps, warmup):
+    change(WARMUP=warmup)
     layer, rates = torch.nn.Linear(1, 1), []
     optimizer = torch.optim.AdamW(layer.parameters(), 1e-3)
     schedule = script.new_schedule(optimizer, steps, done=0)
@@ -131,11 +131,11 @@ def test_the_rate_rises_and_falls_to_a_half_and_a_third(steps, warmup):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    top = round(warmup * steps)
-    assert rates[:top] == pytest.approx([1e-3 * step / top for step in range(top)])
-    assert rates[top:] == sorted(rates[top:], reverse=True)
-    for part in (2, 3) if steps > 99 else ():
-        assert rates[top + (part - 1) * 6 * steps // 20] == pytest.approx(1e-3 / part)
+    top = rates.index(max(rates))
+    assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)
+    assert 0 < max(rates) <= 1e-3 and top == round(warmup * steps)
+    assert steps < 10 or (max(rates) > 9e-4 and rates[-1] < 1e-4)
+    assert schedule.get_last_lr()[0] == pytest.approx(0)
     again = script.new_schedule(torch.optim.AdamW(layer.parameters(), 1e-3), steps, steps // 2)
     assert again.get_last_lr()[0] == pytest.approx(rates[steps // 2])  # goes on in the middle
 
