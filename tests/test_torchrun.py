@@ -77,7 +77,8 @@ def test_two_processes_learn_what_one_learns(model, tiny, tmp_path, monkeypatch)
     # Adam makes much of a gradient's rounding
     torch.testing.assert_close(two[0], one[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(two[1], one[1], rtol=0, atol=1e-3)
-    torch.testing.assert_close(numbers, its_numbers, rtol=1e-3, atol=1e-6)
+    # of clips so short there is no tremble
+    torch.testing.assert_close(numbers, its_numbers, rtol=1e-3, atol=1e-6, equal_nan=True)
     assert said().count("epoch 1/3") == 1 and said().count("\nval_mse: ") == 1
     assert said(1) == ""  # rank 0 alone prints
 
