@@ -1553,13 +1553,13 @@ def evaluate(model, clips, device, rank=0, world=1):
         seen, shown = target.isfinite(), points_seen(batch)
         error = torch.where(seen, made.pose[:, :longest] - target, 0)
         mean_error = torch.where(seen, model.mean - target, 0)
-        late = made.seconds - batch["seconds"]
+        duration_error = (made.seconds - batch["seconds"]).abs()
         mistaken = (made.confidence[:, :longest] > 0) != (shown == 1)
         pairs = [  # in the order of METRICS: what is averaged, and over how many
             (error.square(), seen),
             (error.abs(), seen),
             (mean_error.square(), seen),
-            (late.abs(), torch.ones_like(late)),
+            (duration_error, torch.ones_like(duration_error)),
             (mistaken & shown.isfinite(), shown.isfinite()),
         ]
         sums += torch.stack([torch.stack([x.sum(), n.sum()]).double() for x, n in pairs])
@@ -1677,7 +1677,7 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        memory = min(AVERAGE, (1 + step) / (3 + step))  # it grows with the steps
+        memory = min(AVERAGE, (1 + step) / (3 + step))  # at first of half the steps
         with torch.no_grad():
             for mean, weight in weights:
                 mean.lerp_(weight, 1 - memory)

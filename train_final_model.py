@@ -1559,13 +1559,13 @@ def evaluate(model, clips, device, rank=0, world=1):
         seen, shown = target.isfinite(), points_seen(batch)
         error = torch.where(seen, made.pose[:, :longest] - target, 0)
         mean_error = torch.where(seen, model.mean - target, 0)
-        late = made.seconds - batch["seconds"]
+        duration_error = (made.seconds - batch["seconds"]).abs()
         mistaken = (made.confidence[:, :longest] > 0) != (shown == 1)
         pairs = [  # in the order of METRICS: what is averaged, and over how many
             (error.square(), seen),
             (error.abs(), seen),
             (mean_error.square(), seen),
-            (late.abs(), torch.ones_like(late)),
+            (duration_error, torch.ones_like(duration_error)),
             (mistaken & shown.isfinite(), shown.isfinite()),
         ]
         sums += torch.stack([torch.stack([x.sum(), n.sum()]).double() for x, n in pairs])
@@ -1683,7 +1683,7 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        memory = min(AVERAGE, (1 + step) / (3 + step))  # it grows with the steps
+        memory = min(AVERAGE, (1 + step) / (3 + step))  # at first of half the steps
         with torch.no_grad():
             for mean, weight in weights:
                 mean.lerp_(weight, 1 - memory)
@@ -1932,7 +1932,7 @@ def report(run, data):
         answers = generate(model, tokenizer, clips.glosses, max_gloss_len)
         aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(answers)]
         metrics = evaluate(model, clips, run.device)
-        metrics |= hand_metrics(answers_as_long(model, clips), clips)
+        metrics |= hand_metrics(generate_at_real_length(model, clips), clips)
         return metrics | {"val_dtw_mje": np.mean(aligned)}, aligned
 
     clips = run.clips["validation"]
@@ -1996,7 +1996,7 @@ def aligned_error(generated, real):
 
 
 @torch.no_grad()
-def answers_as_long(model, clips):
+def generate_at_real_length(model, clips):
     """-> for each clip a pose of its length (T, K, 2), and which points are likely shown (T, K)"""
     for numbers in torch.arange(len(clips)).split(BATCH_SIZE):
         batch = clips.batch(numbers, model.mean.device)
@@ -2008,7 +2008,7 @@ def answers_as_long(model, clips):
 
 
 def hand_metrics(answers, clips):
-    """What answers_as_long gives -> how hands and wrists move, generated over real.
+    """What generate_at_real_length gives -> how hands and wrists move, generated over real.
 
     motion: the path after a Gaussian of MOTION_SECONDS. tremble: the amplitude from TREMBLE_HZ on.
     reach: the 99th percentile of the distance between a hand's wrist and its arm's, where both are
@@ -2021,13 +2021,13 @@ def hand_metrics(answers, clips):
         known = seen.shape[1] == len(POINTS)
         hands = HANDS if known else slice(None)
         rate = len(real) / clips.seconds[i].item()
-        for side, (pose, shown) in enumerate(((made, likely), (real, seen))):
+        for which, (pose, shown) in enumerate(((made, likely), (real, seen))):
             path, energy = movement(pose[:, hands], seen[:, hands], rate)
-            motion[side] += path
-            tremble[side] += energy
+            motion[which] += path
+            tremble[which] += energy
             if known:
                 distance = np.linalg.norm(pose[:, HAND_WRISTS] - pose[:, ARM_WRISTS], axis=-1)
-                gaps[side].extend(distance[shown[:, HAND_WRISTS] & shown[:, ARM_WRISTS]])
+                gaps[which].extend(distance[shown[:, HAND_WRISTS] & shown[:, ARM_WRISTS]])
     reach = [np.percentile(some, 99) if some else 0 for some in gaps]
     ratio = {"motion": motion, "tremble": tremble**0.5, "reach": reach}
     return {name: made / real if real else math.nan for name, (made, real) in ratio.items()}
@@ -2039,8 +2039,8 @@ def movement(points, seen, rate):
     Of each run of frames that show a point for SHORTEST_RUN or more.
     """
     width = MOTION_SECONDS * rate  # frames
-    side = math.ceil(3 * width)
-    kernel = np.exp(-((np.arange(-side, side + 1) / width) ** 2) / 2)
+    margin = math.ceil(3 * width)
+    kernel = np.exp(-((np.arange(-margin, margin + 1) / width) ** 2) / 2)
     path = energy = 0.0
     for track, shown in zip(points.swapaxes(0, 1), seen.T, strict=True):
         edges = np.flatnonzero(np.diff(shown, prepend=False, append=False))
@@ -2048,7 +2048,7 @@ def movement(points, seen, rate):
             if end - start < max(8, SHORTEST_RUN * rate):
                 continue
             run = track[start:end] @ [1, 1j]  # x + iy
-            smooth = np.convolve(np.pad(run, side, "edge"), kernel / kernel.sum(), "valid")
+            smooth = np.convolve(np.pad(run, margin, "edge"), kernel / kernel.sum(), "valid")
             path += np.abs(np.diff(smooth)).sum()
             spectrum = np.fft.fft((run - run.mean()) * np.hanning(len(run)))
             fast = np.abs(np.fft.fftfreq(len(run), 1 / rate)) >= TREMBLE_HZ
@@ -2059,7 +2059,7 @@ def movement(points, seen, rate):
 def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
     """PREVIEW_CLIPS from the lowest to the highest error -> items of the page."""
     errors = []  # of each clip, and the mean pose's
-    for i, (pose, _) in enumerate(answers_as_long(model, clips)):
+    for i, (pose, _) in enumerate(generate_at_real_length(model, clips)):
         real, mean = pose_of(clips, i), model.mean.view(-1, 2).cpu().numpy()
         errors.append([np.nanmean(np.square(some - real)) for some in (pose, mean)])
     order = sorted(range(len(errors)), key=errors.__getitem__)

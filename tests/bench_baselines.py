@@ -191,7 +191,7 @@ class Given(nn.Module):
 
 def at_real_length(model, clips):
     """-> the figures of a model's answers, or of Given ones, at the clips' lengths."""
-    movement = script.hand_metrics(script.answers_as_long(model, clips), clips)
+    movement = script.hand_metrics(script.generate_at_real_length(model, clips), clips)
     return script.evaluate(model, clips, CPU) | movement
 
 

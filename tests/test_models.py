@@ -463,7 +463,7 @@ def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
     model.confidence[:, :30, 51:53] = -1
     clips = clips_of([*"012"], real, seconds).with_tokens(script.gloss_tokenizer([*"012"]))
     metrics = script.evaluate(model, clips, CPU)
-    metrics |= final.hand_metrics(final.answers_as_long(model, clips), clips)
+    metrics |= final.hand_metrics(final.generate_at_real_length(model, clips), clips)
 
     cut = [pose[:n] for pose, n in zip(made, lengths, strict=True)]
     difference = np.concatenate(cut) - np.concatenate(real)
@@ -535,5 +535,5 @@ def test_the_motion_of_other_keypoints_is_that_of_all():
     clips = clips_of(["<pad>"], [target]).with_tokens(script.gloss_tokenizer(VOCABULARY))
     model = Fixed(poses, torch.ones(1), torch.zeros(160))
     clips.tokens[:] = 0
-    metrics = final.hand_metrics(final.answers_as_long(model, clips), clips)
+    metrics = final.hand_metrics(final.generate_at_real_length(model, clips), clips)
     assert metrics["motion"] == pytest.approx(3 / 15, rel=0.01) and math.isnan(metrics["reach"])

@@ -67,7 +67,7 @@ def test_the_preview_has_clips_from_the_lowest_to_the_highest_error(monkeypatch,
     tokenizer = final.gloss_tokenizer(WORDS)
     clips = final.load_clips()[0]["validation"].with_tokens(tokenizer)
     mean, errors = model.mean.unflatten(0, (-1, 2)).numpy(), []
-    for i, (pose, _) in enumerate(final.answers_as_long(model, clips)):
+    for i, (pose, _) in enumerate(final.generate_at_real_length(model, clips)):
         real = final.pose_of(clips, i)
         errors.append([np.nanmean((some - real) ** 2) for some in (pose, mean)])
     errors = np.array(errors)
