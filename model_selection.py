@@ -479,10 +479,7 @@ PoseFile = collections.namedtuple("PoseFile", "start end stamp info problem", de
 
 
 class PoseFiles:
-    """.pose files in a folder or a zip, whole or cut into parts by size, on the disk or the hub.
-
-    The hub is asked when the store lacks a clip. Its files are taken to stay as they are.
-    """
+    """.pose files in a folder or a zip, whole or cut into parts by size, on the disk or the hub."""
 
     def __init__(self, fs, place):
         self.fs = fs
@@ -540,7 +537,7 @@ class PoseFiles:
         return PoseFile(0, 0, problem, problem=problem)
 
     def key(self, row):
-        """On the hub the name alone, which needs no list of files; here also what the file is."""
+        """On the hub, whose files stay as they are, the name alone: that needs no list of files."""
         name = plain_name(row.uid)
         return name if self.remote else f"{name}: {self.find(row).stamp}"
 
@@ -727,8 +724,7 @@ StoredClip = collections.namedtuple("StoredClip", "key first frames seconds peop
 class ClipStore:
     """Prepared clips on the disk: poses.f32 has their frames (T, D), clips.jsonl a line for each.
 
-    Both only grow. A line is written when its frames are on the disk: a run that is killed loses
-    what it was at, and other subsets, other splits and new rows cost what is new.
+    Both only grow, and serve other subsets and splits. A line follows when its frames are written.
     """
 
     def __init__(self, name):
@@ -858,8 +854,7 @@ def load_clips(test=False):
     if os.environ.get("RANK", "0") == "0":  # torchrun's first process
         lines = [f"{uid}\t{reason}\n" for uid, reason in left_out]
         Path("left_out.log").write_text("".join(lines), "utf8", "backslashreplace")
-    check_usable(usable, unusable)
-    report_clips(usable, left_out)
+    report_clips(usable, unusable, left_out)
     return {split: Clips(pairs, store) for split, pairs in usable.items()}, name
 
 
@@ -878,18 +873,6 @@ def usable_clips(chosen, source, store):
     return {split: usable[split] for split in chosen}, unusable
 
 
-def check_usable(usable, unusable):
-    """SystemExit if more than MAX_BAD_SHARE of a split's clips are unusable, or all are."""
-    for split, bad in unusable.items():
-        n = len(usable[split]) + len(bad)
-        problems = sum(reason != "in two splits" for _, reason in bad)
-        if problems > MAX_BAD_SHARE * n or not usable[split]:
-            raise SystemExit(
-                f"error: more clips cannot be used than MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: "
-                f"{len(bad)} of {n} {split} clips ({counted(bad)}); left_out.log names all"
-            )
-
-
 def counted(left_out):
     """[(uid, reason)] -> how many there are of each reason, with an example."""
     counts = collections.Counter(reason for _, reason in left_out)
@@ -898,8 +881,16 @@ def counted(left_out):
     return ", ".join(said) or "none"
 
 
-def report_clips(usable, left_out):
-    """What there is to know of {split: [(Row, StoredClip)]} and of [(uid, reason)] left out."""
+def report_clips(usable, unusable, left_out):
+    """What usable_clips gives, and all rows left out -> a report, or SystemExit if too many are."""
+    for split, bad in unusable.items():
+        n = len(usable[split]) + len(bad)
+        problems = sum(reason != "in two splits" for _, reason in bad)
+        if problems > MAX_BAD_SHARE * n or not usable[split]:
+            raise SystemExit(
+                f"error: more clips cannot be used than MAX_BAD_SHARE = {MAX_BAD_SHARE} allows: "
+                f"{len(bad)} of {n} {split} clips ({counted(bad)}); left_out.log names all"
+            )
     train, pairs = usable["train"], [*itertools.chain(*usable.values())]
     sizes = [f"{len(some)} {split}" for split, some in usable.items()]
     videos = {row.video for row, _ in train} & {row.video for row, _ in pairs[len(train) :]}
@@ -1020,14 +1011,11 @@ def load_tokenizer(backend, pad_token, unk_token):
 
 
 def words_for(tokenizer, sentence, max_gloss_len):
-    """A sentence -> the words that a tokenizer is given; what is beyond max_gloss_len is cut.
-
-    A vocabulary has glosses. A pretrained encoder gets words as they are written, or in lower case
-    where all are in upper case, as glosses are.
-    """
+    """A sentence -> the words that a tokenizer is given; what is beyond max_gloss_len is cut."""
     words, glosses = split_words(sentence)[:max_gloss_len], split_glosses(sentence)[:max_gloss_len]
     if isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.WordLevel):
         return glosses
+    # a pretrained encoder gets glosses in lower case, and text as it is written
     return [word.lower() for word in words] if words == glosses else words
 
 
@@ -1054,6 +1042,7 @@ def tokenize(tokenizer, sentences, max_gloss_len):
 
 # ---- models: model(tokens, token_mask, n_frames=None) -> Signing
 WAVES = 5  # frequencies, each twice the one before
+HALF_TURN = 32  # glosses or signs over which the slowest one makes half a turn
 WAVE_DIM = 1 + 2 * WAVES
 
 
@@ -1068,10 +1057,7 @@ class Signing(NamedTuple):
 
 
 def sinusoidal_features(x, fading=1):
-    """(...) -> (..., WAVE_DIM): numbers with their sines and cosines, which resolve them finely.
-
-    Each wave has twice the frequency of the one before, and 1 / `fading` of its strength.
-    """
+    """(...) -> (..., WAVE_DIM): x and its waves, each 1 / `fading` as strong as the one before."""
     times = 2.0 ** torch.arange(WAVES, device=x.device)
     angles = x[..., None] * math.pi * times
     strength = times ** -math.log2(fading)
@@ -1081,8 +1067,7 @@ def sinusoidal_features(x, fading=1):
 class TwoWayGRU(nn.Module):
     """(B, L, inputs), mask (B, L) -> (B, L, outputs). The way back begins at the last real element.
 
-    nn.GRU(bidirectional=True) does that for packed sequences alone, which are 1.7 times slower at
-    batch 64, and need the lengths on the host.
+    PyTorch does that for packed sequences alone, which are 1.7 times slower at batch 64.
     """
 
     def __init__(self, inputs, outputs):
@@ -1132,7 +1117,6 @@ def pre_norm_layers(stack, kind, n, width, hidden_dim, dropout):
 
 class TransformerEncoder(nn.Module):
     layers = 3
-    half_turn = 32  # glosses over which the slowest wave makes half a turn
 
     def __init__(self, vocabulary, width, hidden_dim, dropout, **_):
         super().__init__()
@@ -1145,20 +1129,16 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, tokens, token_mask):
         place = torch.arange(tokens.shape[1], device=tokens.device)
-        places = self.places(sinusoidal_features(place / self.half_turn))
+        places = self.places(sinusoidal_features(place / HALF_TURN))
         words = self.embedding(tokens)
         states = self.attention(self.dropout(words + places), src_key_padding_mask=~token_mask)
         return torch.where((tokens == UNK)[..., None], states, self.dropout(words)), states
 
 
 class PretrainedEncoder(nn.Module):
-    """A BERT, which reads word pieces, and knows none of them without its sentence.
+    """A BERT, which reads word pieces, and knows none of them without its sentence."""
 
-    In training some are hidden from the others' attention, so that sentences are not learned by
-    heart. They still know themselves, and are signed.
-    """
-
-    hidden_share = 0.3
+    hidden_share = 0.3  # of the pieces, from the others, so that no sentence is learned by heart
 
     def __init__(self, bert_config, width, dropout, **_):
         super().__init__()
@@ -1220,7 +1200,6 @@ class Plan(nn.Module):
     whose keys are near the key of rank i.
     """
 
-    half_turn = 32  # signs over which the slowest wave makes half a turn
     step = 2  # places that a key is moved by an output of 1
     softness = 0.5  # places within which keys are near each other
     signed_from = 0.25  # mean glosses: from about this duration on a token counts as signed
@@ -1242,7 +1221,7 @@ class Plan(nn.Module):
         signed = 1 - (-durations.detach() / self.signed_from).exp()
         before = signed.cumsum(1) - signed
         after = signed.sum(1, keepdim=True) - signed - before
-        waves = [sinusoidal_features(count / self.half_turn) for count in (before, after)]
+        waves = [sinusoidal_features(count / HALF_TURN) for count in (before, after)]
         moved = self.move(states + self.counts(torch.cat(waves, -1))).squeeze(-1)
         keys = torch.arange(states.shape[1], device=states.device) + self.step * moved
         keys = keys.masked_fill(~token_mask, self.padding)
@@ -1287,8 +1266,7 @@ class PoseModel(nn.Module):
     def forward(self, tokens, token_mask, n_frames=None, longest=None):
         """tokens, token_mask (B, S) -> Signing.
 
-        n_frames (B,), None: by the predicted durations. longest: n_frames.max(), where the caller
-        knows it, so that the host need not wait for the GPU.
+        n_frames (B,), None: by the predicted durations. longest: n_frames.max(), if it is known.
         """
         words, states = self.encoder(self.drop_words(tokens, token_mask), token_mask)
         float32 = torch.autocast(tokens.device.type, enabled=False)  # for times and poses
@@ -1369,10 +1347,7 @@ class PoseModel(nn.Module):
         return window, torch.cat([position, waves(phase), time], -1)
 
     def drop_features(self, features):
-        """Dropout of the same features (B, T, H) in all frames of a clip.
-
-        Dropout of each frame by itself would look like motion in training, and be missing later.
-        """
+        """Dropout of the same features (B, T, H) in all frames, which does not look like motion."""
         return features * self.dropout(torch.ones_like(features[:, :1]))
 
     def drop_words(self, tokens, token_mask):
@@ -1455,37 +1430,24 @@ def mean_over_processes(value):
     return value
 
 
-# Each loss returns a sum, and its divisor
-def pose_loss(pose, target):
-    """Squared error; pose, target (B, T, D), NaN = not seen or padding."""
-    seen = target.isfinite()
-    return torch.where(seen, pose - target.nan_to_num(), 0).square().sum(), seen.sum()
+# Each loss returns a sum, and its divisor. Where real is NaN, it is not known
+def squared_error(made, real):
+    known = real.isfinite()
+    return torch.where(known, made - real.nan_to_num(), 0).square().sum(), known.sum()
 
 
-def relative_loss(made, real):
-    """Squared error of what is known (not NaN) of real, and the sum of real's squares."""
-    error = torch.where(real.isfinite(), made - real.nan_to_num(), 0)
-    return error.square().sum(), real.nan_to_num().square().sum()
+def relative_error(made, real):
+    return squared_error(made, real)[0], real.nan_to_num().square().sum()
 
 
 def distances(pose, rate, seconds):
-    """Pose (B, T, D) -> how far each point moves in so many seconds (B, T, K), NaN = not known.
-
-    rate (B,): frames per second.
-    """
+    """Pose (B, T, D), frames per second (B,) -> how far each point moves in a time (B, T, K)."""
     frame = torch.arange(pose.shape[1], device=pose.device)
     later = frame + (seconds * rate).round().long().clamp(min=1)[:, None]  # (B, T)
     at = later.clamp(max=len(frame) - 1)[..., None].expand_as(pose)
     moved = (pose.gather(1, at) - pose).unflatten(-1, (-1, 2))
     distance = (moved.square().sum(-1) + 1e-8).sqrt()
     return distance.masked_fill((later >= len(frame))[..., None], math.nan)
-
-
-def duration_loss(seconds, target):
-    """Squared error of the log duration; seconds, target (B,)."""
-    shortest = 0.001  # seconds, so that its logarithm is finite
-    error = seconds.clamp(min=shortest).log() - target.log()
-    return error.square().sum(), torch.ones_like(error).sum()
 
 
 def points_seen(batch):
@@ -1509,15 +1471,15 @@ def training_loss(model, batch):
     made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
     pose, rate = made.pose[:, :longest], batch["n_frames"] / batch["seconds"]
     losses = [
-        pose_loss(pose, target),
-        duration_loss(made.seconds, batch["seconds"]),
+        squared_error(pose, target),
+        squared_error(made.seconds.clamp(min=0.001).log(), batch["seconds"].log()),
         confidence_loss(made.confidence[:, :longest], points_seen(batch)),
         # each frame's step: this rewards what follows the real one, and punishes trembling
-        relative_loss(pose.diff(dim=1), target.diff(dim=1)),
+        relative_error(pose.diff(dim=1), target.diff(dim=1)),
     ]
     for seconds in SPANS:  # an average of several clips moves too little
         made_distances, real_distances = (distances(x, rate, seconds) for x in (pose, target))
-        losses.append(relative_loss(made_distances, real_distances))
+        losses.append(relative_error(made_distances, real_distances))
     sums, divisors = (torch.stack([*some]).float() for some in zip(*losses, strict=True))
     # by the mean divisor of all processes: DistributedDataParallel averages the gradients, which
     # makes it the sum of all sums over the sum of all divisors. A mean count may be 0.5
@@ -1609,14 +1571,10 @@ class Run:
                 print(f"  words            {said}")
 
     def batches(self):
-        """The numbers of each batch of the next epoch, by SEED and the epoch alone.
-
-        All processes have as many. Clips that cannot be shared equally are left out, each time
-        other ones.
-        """
+        """-> the numbers of the clips in each batch of the next epoch, by SEED and the epoch."""
         generator = torch.Generator().manual_seed(SEED + EPOCH_SEED * (self.epochs_done + 1))
         order = torch.randperm(len(self.clips["train"]), generator=generator)
-        order = order[: len(order) // self.world * self.world]
+        order = order[: len(order) // self.world * self.world]  # as many for each process
         return order[self.rank :: self.world].split(BATCH_SIZE // self.world)
 
 
@@ -1643,27 +1601,22 @@ def new_optimizer(name, model):
     rate, memory = (LR_TRANSFORMER, 0.98) if name == "transformer" else (LR_GRU, 0.999)
     pretrained = [*model.encoder.pretrained.parameters()] if name == "bert" else []
     fresh = [weight for weight in model.parameters() if weight not in {*pretrained}]
-    groups = [{"params": fresh, "lr": rate}]
-    groups += [{"params": pretrained, "lr": LR_BERT}] if pretrained else []
+    groups = [{"params": fresh, "lr": rate, "initial_lr": rate}]
+    groups += [{"params": pretrained, "lr": LR_BERT, "initial_lr": LR_BERT}] if pretrained else []
     return torch.optim.AdamW(groups, betas=(0.9, memory), fused=True)
 
 
 def new_schedule(optimizer, steps, done):
     """The rates rise for a share WARMUP of the steps, then fall to 0. `done` steps are over."""
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
     warmup = round(WARMUP * steps)
     return transformers.get_cosine_schedule_with_warmup(optimizer, warmup, steps, 0.5, done - 1)
 
 
 def train_one_epoch(run, model, schedule, label):
-    """One pass over the training clips -> their MSE in this epoch.
-
-    What is drawn depends on SEED, the epoch and the process alone, so that a resumed run goes on as
-    if it had not been stopped.
-    """
+    """One pass over the training clips -> their MSE in this epoch."""
     model.train()
     batches = run.batches()
+    # by the epoch, so that a resumed run goes on as if it had not been stopped
     torch.manual_seed(SEED + EPOCH_SEED * (run.epochs_done + 1) + run.rank)
     sums = torch.zeros(2, dtype=torch.float64, device=run.device)
     weights = [*zip(run.average.parameters(), run.model.parameters(), strict=True)]
@@ -1691,10 +1644,7 @@ HEADER = f"{'':<23} train mse   val mse      mae  duration      time"
 
 
 def run_epoch(run, model, schedule):
-    """Train and validate for one epoch, print a line about it, and add it to the log.
-
-    model: the run's, or DistributedDataParallel around it. SystemExit if its loss is not finite.
-    """
+    """Train and validate for one epoch, print a line about it, and add it to the log."""
     began, epoch = time.time(), run.epochs_done + 1
     label = f"{run.model.title} epoch {epoch}/{EPOCHS}"
     line = {"epoch": epoch, "train_mse": train_one_epoch(run, model, schedule, label)}

@@ -162,7 +162,7 @@ class Attention(script.Plan):
     def scores(self, states, token_mask):
         place = torch.arange(states.shape[1], device=states.device).expand(token_mask.shape)
         after = token_mask.sum(1, keepdim=True) - 1 - place
-        waves = [script.sinusoidal_features(x / self.half_turn) for x in (place, after)]
+        waves = [script.sinusoidal_features(x / script.HALF_TURN) for x in (place, after)]
         placed = states + self.counts(torch.cat(waves, -1))
         scores = self.query(placed) @ self.key(placed).mT / math.sqrt(states.shape[-1])
         return scores + self.own_token * torch.eye(states.shape[1], device=states.device)

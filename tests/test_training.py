@@ -124,8 +124,9 @@ def test_gradients_are_clipped_and_what_is_evaluated_is_the_average_of_the_weigh
 @pytest.mark.parametrize("steps, warmup", [(20, 0.05), (40, 0.1), (7, 0.3), (1, 0.05)])
 def test_the_rate_rises_and_falls_to_0(steps, warmup):
     change(WARMUP=warmup)
-    layer, rates = torch.nn.Linear(1, 1), []
-    optimizer = torch.optim.AdamW(layer.parameters(), 1e-3)
+    weight, rates = torch.nn.Parameter(torch.zeros(1)), []
+    groups = [{"params": [weight], "lr": 1e-3, "initial_lr": 1e-3}]
+    optimizer = torch.optim.AdamW(groups)
     schedule = script.new_schedule(optimizer, steps, done=0)
     for _ in range(steps):
         rates.append(schedule.get_last_lr()[0])
@@ -136,7 +137,7 @@ def test_the_rate_rises_and_falls_to_0(steps, warmup):
     assert 0 < max(rates) <= 1e-3 and top == round(warmup * steps)
     assert steps < 10 or (max(rates) > 9e-4 and rates[-1] < 1e-4)
     assert schedule.get_last_lr()[0] == pytest.approx(0)
-    again = script.new_schedule(torch.optim.AdamW(layer.parameters(), 1e-3), steps, steps // 2)
+    again = script.new_schedule(torch.optim.AdamW(groups), steps, steps // 2)
     assert again.get_last_lr()[0] == pytest.approx(rates[steps // 2])  # goes on in the middle
 
 
