@@ -14,7 +14,6 @@ import bisect
 import collections
 import contextlib
 import copy
-import datetime
 import errno
 import fcntl
 import functools
@@ -1729,8 +1728,8 @@ def settings(world):
     """The numbers among the constants, by which a resumed run goes on as it began."""
     constants = {name: value for name, value in globals().items() if name.isupper()}
     del constants["CORES"]  # of the machine
-    numbers = [name for name, value in constants.items() if isinstance(value, (int, float))]
-    return {"processes": world, **{name: constants[name] for name in numbers}}
+    numbers = {name: x for name, x in constants.items() if isinstance(x, (int, float))}
+    return {"processes": world, **numbers}
 
 
 def save_epoch(run, data, digest):
@@ -1756,7 +1755,7 @@ def save_results(run, data):
     rows = [line.keys(), *(epoch.values() for epoch in run.log)]
     save(f"{run.name}.log", "".join(",".join(map(str, row)) + "\n" for row in rows).encode())
     if best_of(run.log) is line:
-        best = {**run.built, "data": data, "date": f"{datetime.date.today()}", "metrics": line}
+        best = {**run.built, "data": data, "date": time.strftime("%Y-%m-%d"), "metrics": line}
         save(f"best_{run.name}.pt", {**best, "weights": run.average.state_dict()})
 
 
@@ -1880,7 +1879,8 @@ def report(run, data):
         answers = generate(model, tokenizer, clips.glosses, max_gloss_len)
         aligned = [aligned_error(one.pose, pose_of(clips, i)) for i, one in enumerate(answers)]
         metrics = evaluate(model, clips, run.device)
-        metrics |= hand_metrics(generate_at_real_length(model, clips), clips)
+        answers = generate(model, tokenizer, clips.glosses, max_gloss_len, clips.n_frames)
+        metrics |= hand_metrics(answers, clips)
         return metrics | {"val_dtw_mje": np.mean(aligned)}, aligned
 
     clips = run.clips["validation"]
@@ -1942,33 +1942,21 @@ def aligned_error(generated, real):
     return total / pairs
 
 
-@torch.no_grad()
-def generate_at_real_length(model, clips):
-    """-> for each clip a pose of its length (T, K, 2), and which points are likely shown (T, K)"""
-    for numbers in torch.arange(len(clips)).split(BATCH_SIZE):
-        batch = clips.batch(numbers, model.mean.device)
-        made = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
-        poses = made.pose.unflatten(-1, (-1, 2)).cpu().numpy()
-        likely = (made.confidence > 0).cpu().numpy()
-        for pose, shown, n in zip(poses, likely, clips.n_frames[numbers], strict=True):
-            yield pose[:n], shown[:n]
-
-
 def hand_metrics(answers, clips):
-    """What generate_at_real_length gives -> how hands and wrists move, generated over real.
+    """A Generated as long as each clip -> how hands and wrists move, generated over real.
 
     motion: the path after a Gaussian of MOTION_SECONDS. tremble: the amplitude from TREMBLE_HZ on.
     reach: the 99th percentile of the distance between a hand's wrist and its arm's, where both are
     shown. NaN where there is nothing to measure; of other points than POINTS all count.
     """
     sums, gaps = np.zeros((2, 2)), ([], [])  # generated, real
-    for i, (made, likely) in enumerate(answers):
-        real = pose_of(clips, i)
+    for i, one in enumerate(answers):
+        made, real = (one.pose, one.confidence > 0.5), pose_of(clips, i)
         seen = np.isfinite(real).all(-1)
         known = seen.shape[1] == len(POINTS)
         hands = HANDS if known else slice(None)
         rate = len(real) / clips.seconds[i].item()
-        for which, (pose, shown) in enumerate(((made, likely), (real, seen))):
+        for which, (pose, shown) in enumerate((made, (real, seen))):
             sums[which] += movement(pose[:, hands], seen[:, hands], rate)
             if known:
                 distance = np.linalg.norm(pose[:, HAND_WRISTS] - pose[:, ARM_WRISTS], axis=-1)
@@ -2001,9 +1989,10 @@ def movement(points, seen, rate):
 def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
     """PREVIEW_CLIPS from the lowest to the highest error -> items of the page."""
     errors = []  # of each clip, and the mean pose's
-    for i, (pose, _) in enumerate(generate_at_real_length(model, clips)):
+    answers = generate(model, tokenizer, clips.glosses, max_gloss_len, clips.n_frames)
+    for i, one in enumerate(answers):
         real, mean = pose_of(clips, i), model.mean.view(-1, 2).cpu().numpy()
-        errors.append([np.nanmean(np.square(some - real)) for some in (pose, mean)])
+        errors.append([np.nanmean(np.square(some - real)) for some in (one.pose, mean)])
     order = sorted(range(len(errors)), key=errors.__getitem__)
     ranks = sorted({*np.linspace(0, len(order) - 1, PREVIEW_CLIPS).round().astype(int).tolist()})
     glosses = [clips.glosses[order[rank]] for rank in ranks]
@@ -2013,10 +2002,8 @@ def preview_items(model, tokenizer, max_gloss_len, clips, aligned):
         i = order[rank]
         error, mean_error = errors[i]
         label = f"rank {rank + 1} of {len(order)} by MSE"
-        about = f"{label}: {error:.5f}, {100 * error / mean_error:.1f} % of the mean pose's. "
-        about += (
-            f"DTW error {aligned[i]:.5f}. {generated.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
-        )
+        about = f"{label}: {error:.5f}, {100 * error / mean_error:.1f} % of the mean pose's. DTW "
+        about += f"error {aligned[i]:.5f}. {generated.seconds:.2f} s, real {clips.seconds[i]:.2f} s"
         real = page_clip("real", pose_of(clips, i), clips.seconds[i])
         items.append(page_item(label, about, generated, model.fps, [real]))
     return items
@@ -2072,17 +2059,19 @@ def planned_signs(numbers, keys, durations):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, sentences, max_gloss_len):
-    """Sentences -> a Generated for each, one after the other."""
+def generate(model, tokenizer, sentences, max_gloss_len, n_frames=None):
+    """Sentences -> a Generated of n_frames or, for None, of the predicted length for each."""
     device = model.mean.device
     for first in range(0, len(sentences), 64):
         some = sentences[first : first + 64]
+        lengths = None if n_frames is None else n_frames[first : first + 64].to(device)
         text = tokenize(tokenizer, some, max_gloss_len)
-        output = model(text["input_ids"].to(device), text["attention_mask"].bool().to(device))
+        token_mask = text["attention_mask"].bool().to(device)
+        output = model(text["input_ids"].to(device), token_mask, lengths)
         confidence = output.confidence.sigmoid().cpu().numpy()
         pose = output.pose.unflatten(-1, (-1, 2)).cpu().numpy()
-        frames = model.count_frames(output.seconds).tolist()
-        for i, (sentence, n) in enumerate(zip(some, frames, strict=True)):
+        lengths = model.count_frames(output.seconds) if lengths is None else lengths
+        for i, (sentence, n) in enumerate(zip(some, lengths.tolist(), strict=True)):
             words = words_for(tokenizer, sentence, max_gloss_len)
             known = known_pieces(tokenizer, words)
             size = sum(text[i].attention_mask)  # padding comes after it

@@ -164,22 +164,20 @@ def report_runs(library, sentences, runs):
 
 # ---- the figures of answers
 class Given(nn.Module):
-    """A model that gives answers, for `evaluate`. A clip's only token is the clip's number."""
+    """A model that gives answers as long as the clips. A clip's only token is its number."""
 
     def __init__(self, answers, mean):
         super().__init__()
         self.answers = answers
         self.mean = mean
 
-    def forward(self, tokens, token_mask, n_frames, longest=None):
-        longest = longest or n_frames.max()
+    def forward(self, tokens, token_mask, n_frames, longest):
         answers = [self.answers[i] for i in tokens[:, 0].tolist()]
         pose = torch.zeros(len(tokens), longest, len(self.mean))
         confidence = torch.zeros(len(tokens), longest, len(self.mean) // 2)
-        for i, (answer, n) in enumerate(zip(answers, n_frames.tolist(), strict=True)):
-            pose[i, :n] = torch.from_numpy(script.resample(answer.pose, n)).flatten(1)
-            shown = script.resample(answer.confidence[..., None], n)[..., 0]
-            confidence[i, :n] = torch.from_numpy(shown) - 0.5  # above 0: shown
+        for i, answer in enumerate(answers):
+            pose[i, : len(answer.pose)] = torch.from_numpy(answer.pose).flatten(1)
+            confidence[i, : len(answer.pose)] = torch.from_numpy(answer.confidence) - 0.5
         return script.Signing(
             pose=pose,
             seconds=torch.tensor([answer.seconds for answer in answers]),
@@ -187,12 +185,6 @@ class Given(nn.Module):
             keys=None,
             durations=None,
         )
-
-
-def at_real_length(model, clips):
-    """-> the figures of a model's answers, or of Given ones, at the clips' lengths."""
-    movement = script.hand_metrics(script.generate_at_real_length(model, clips), clips)
-    return script.evaluate(model, clips, CPU) | movement
 
 
 def at_own_length(answers, clips, readers):
@@ -210,7 +202,12 @@ def figures_of(answers, mean, clips, readers):
     numbered = copy.copy(clips)
     numbered.tokens = torch.arange(len(clips))[:, None]
     numbered.token_mask = torch.ones_like(numbered.tokens, dtype=torch.bool)
-    metrics = at_real_length(Given(answers, mean), numbered)
+    as_long = []
+    for one, n in zip(answers, clips.n_frames.tolist(), strict=True):
+        shown = script.resample(one.confidence[..., None], n)[..., 0]
+        as_long.append(Answer(script.resample(one.pose, n), one.seconds, shown))
+    metrics = script.evaluate(Given(as_long, mean), numbered, CPU)
+    metrics |= script.hand_metrics(as_long, clips)
     return {**metrics, **at_own_length(answers, clips, readers)}
 
 
@@ -305,9 +302,11 @@ def rows_of_models(folders, clips, data, readers):
             if name == "bert":
                 config = model.encoder.pretrained.config
                 title += f" ({config.num_hidden_layers} layers of {config.hidden_size})"
-            metrics = at_real_length(model, clips.with_tokens(tokenizer))
-            made = script.generate(model, tokenizer, clips.glosses, max_gloss_len)
-            rows[title].append({**metrics, **at_own_length(made, clips, readers)})
+            metrics = script.evaluate(model, clips.with_tokens(tokenizer), CPU)
+            asked = model, tokenizer, clips.glosses, max_gloss_len
+            metrics |= script.hand_metrics(script.generate(*asked, clips.n_frames), clips)
+            metrics |= at_own_length(script.generate(*asked), clips, readers)
+            rows[title].append(metrics)
     return rows
 
 

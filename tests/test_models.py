@@ -224,11 +224,8 @@ def test_frames_read_the_glosses_in_their_order(name, monkeypatch):
 
 
 def sentences_out_of_order(rng, n):
-    """-> tokens (n, 7), and the places of their words in signing order (n, 4), -1 after the last.
-
-    Of words 2 to 9 the last one of a sentence is written second, and the article 1, which is not
-    signed, stands before some of them.
-    """
+    """-> tokens (n, 7), and the places of their words in signing order (n, 4), -1 after the last."""
+    # the last of words 2 to 9 is written second; the article 1 is before some, and not signed
     tokens, orders = torch.zeros(n, 7, dtype=torch.long), torch.full((n, 4), -1)
     for row, order in zip(tokens, orders, strict=True):
         words, text = rng.permutation(range(2, 10))[: rng.integers(2, 5)].tolist(), []
@@ -423,6 +420,12 @@ class Fixed(torch.nn.Module):
         )
 
 
+def answers_of(poses, logits, lengths):
+    """What hand_metrics reads of each Generated."""
+    parts = poses.unflatten(-1, (-1, 2)).numpy(), logits.sigmoid().numpy(), lengths
+    return [SimpleNamespace(pose=x[:n], confidence=y[:n]) for x, y, n in zip(*parts, strict=True)]
+
+
 def hands_by_hand(poses, targets, likely, seconds):
     """-> path, trembling energy and reach of generated and of real hands, by definition"""
     path, energy, apart = np.zeros(2), np.zeros(2), ([], [])
@@ -463,7 +466,7 @@ def test_metrics_are_those_of_plain_numpy_at_every_batch_size(batch_size):
     model.confidence[:, :30, 51:53] = -1
     clips = clips_of([*"012"], real, seconds).with_tokens(script.gloss_tokenizer([*"012"]))
     metrics = script.evaluate(model, clips, CPU)
-    metrics |= final.hand_metrics(final.generate_at_real_length(model, clips), clips)
+    metrics |= final.hand_metrics(answers_of(model.poses, model.confidence, lengths), clips)
 
     cut = [pose[:n] for pose, n in zip(made, lengths, strict=True)]
     difference = np.concatenate(cut) - np.concatenate(real)
@@ -532,8 +535,6 @@ def test_the_motion_of_other_keypoints_is_that_of_all():
     target[8:, 150:152] = [3, 4]  # two points move once, neither of which would be a hand's
     target[16:, 158:] = [6, 8]
     poses[:, 8:, 159] = 3.0
-    clips = clips_of(["<pad>"], [target]).with_tokens(script.gloss_tokenizer(VOCABULARY))
-    model = Fixed(poses, torch.ones(1), torch.zeros(160))
-    clips.tokens[:] = 0
-    metrics = final.hand_metrics(final.generate_at_real_length(model, clips), clips)
+    clips = clips_of(["<pad>"], [target])
+    metrics = final.hand_metrics(answers_of(poses, torch.ones(1, 24, 80), [24]), clips)
     assert metrics["motion"] == pytest.approx(3 / 15, rel=0.01) and math.isnan(metrics["reach"])
