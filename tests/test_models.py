@@ -224,7 +224,7 @@ def test_frames_read_the_glosses_in_their_order(name, monkeypatch):
 
 
 def sentences_out_of_order(rng, n):
-    """-> tokens (n, 7), and the places of their words in signing order (n, 4), -1 after the last."""
+    """-> tokens (n, 7), the places of their words in signing order (n, 4), -1 after the last."""
     # the last of words 2 to 9 is written second; the article 1 is before some, and not signed
     tokens, orders = torch.zeros(n, 7, dtype=torch.long), torch.full((n, 4), -1)
     for row, order in zip(tokens, orders, strict=True):
