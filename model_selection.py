@@ -1430,14 +1430,9 @@ def mean_over_processes(value):
     return value
 
 
-# Each loss returns a sum, and its divisor. Where real is NaN, it is not known
-def squared_error(made, real):
-    known = real.isfinite()
-    return torch.where(known, made - real.nan_to_num(), 0).square().sum(), known.sum()
-
-
-def relative_error(made, real):
-    return squared_error(made, real)[0], real.nan_to_num().square().sum()
+def error_of(made, real):
+    """made - real, but 0 where real is NaN: not seen, or padding."""
+    return torch.where(real.isfinite(), made - real.nan_to_num(), 0)
 
 
 def distances(pose, rate, seconds):
@@ -1446,7 +1441,7 @@ def distances(pose, rate, seconds):
     later = frame + (seconds * rate).round().long().clamp(min=1)[:, None]  # (B, T)
     at = later.clamp(max=len(frame) - 1)[..., None].expand_as(pose)
     moved = (pose.gather(1, at) - pose).unflatten(-1, (-1, 2))
-    distance = (moved.square().sum(-1) + 1e-8).sqrt()
+    distance = torch.linalg.vector_norm(moved, dim=-1)
     return distance.masked_fill((later >= len(frame))[..., None], math.nan)
 
 
@@ -1457,38 +1452,42 @@ def points_seen(batch):
     return batch["pose"][..., ::2].isfinite().float().masked_fill(padding[..., None], math.nan)
 
 
-def confidence_loss(logits, seen):
-    """Binary cross-entropy; logits (B, T, K), seen: see points_seen."""
-    real = seen.isfinite()
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits
-    return cross_entropy(logits, seen.nan_to_num(), real.float(), reduction="sum"), real.sum()
-
-
 def training_loss(model, batch):
     """-> the loss that is minimised; the pose's squared error and its count in this process."""
     target = batch["pose"]
     longest = target.shape[1]
     made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
     pose, rate = made.pose[:, :longest], batch["n_frames"] / batch["seconds"]
-    losses = [
-        squared_error(pose, target),
-        squared_error(made.seconds.clamp(min=0.001).log(), batch["seconds"].log()),
-        confidence_loss(made.confidence[:, :longest], points_seen(batch)),
-        # each frame's step: this rewards what follows the real one, and punishes trembling
-        relative_error(pose.diff(dim=1), target.diff(dim=1)),
+    error, seen = error_of(pose, target), target.isfinite().sum()
+    distance = torch.linalg.vector_norm(error.unflatten(-1, (-1, 2)), dim=-1)
+    log_ratio = (made.seconds.clamp(min=0.001) / batch["seconds"]).log()
+    shown = points_seen(batch)
+    known = shown.isfinite()
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits(
+        made.confidence[:, :longest], shown.nan_to_num(), known.float(), reduction="sum"
+    )
+    losses = [  # sums, and what they are divided by
+        (error.square().sum(), seen),
+        (distance.sum(), seen / 2),
+        (log_ratio.square().sum(), torch.ones_like(log_ratio).sum()),
+        (cross_entropy, known.sum()),
     ]
-    for seconds in SPANS:  # an average of several clips moves too little
-        made_distances, real_distances = (distances(x, rate, seconds) for x in (pose, target))
-        losses.append(relative_error(made_distances, real_distances))
+    # each frame's step: this rewards what follows the real one, and punishes trembling
+    movements = [(pose.diff(dim=1), target.diff(dim=1))]
+    # how far each point moves: an average of several clips moves too little
+    movements += [(distances(pose, rate, x), distances(target, rate, x)) for x in SPANS]
+    for mine, real in movements:
+        losses.append((error_of(mine, real).square().sum(), real.nan_to_num().square().sum()))
     sums, divisors = (torch.stack([*some]).float() for some in zip(*losses, strict=True))
     # by the mean divisor of all processes: DistributedDataParallel averages the gradients, which
     # makes it the sum of all sums over the sum of all divisors. A mean count may be 0.5
     means = sums / mean_over_processes(divisors).clamp(min=1e-6)
-    mse, duration, confidence, steps, *spans = means
+    mse, distance, duration, confidence, steps, *spans = means
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
-    # each span weighs half as much as the steps
-    loss = mse / variance + MOTION_WEIGHT * (steps + sum(spans) / 2)
+    # the distance keeps a point that is in one of two places from being put between them
+    loss = mse / variance + distance / (2 * variance).sqrt() / 2
+    loss = loss + MOTION_WEIGHT * (steps + sum(spans) / 2)
     loss = loss + DURATION_WEIGHT * duration + CONFIDENCE_WEIGHT * confidence
     return loss, torch.stack([sums[0].detach(), divisors[0]])
 
@@ -1513,8 +1512,8 @@ def evaluate(model, clips, device, rank=0, world=1):
         longest = target.shape[1]
         made = model(batch["tokens"], batch["token_mask"], batch["n_frames"], longest)
         seen, shown = target.isfinite(), points_seen(batch)
-        error = torch.where(seen, made.pose[:, :longest] - target, 0)
-        mean_error = torch.where(seen, model.mean - target, 0)
+        error = error_of(made.pose[:, :longest], target)
+        mean_error = error_of(model.mean, target)
         duration_error = (made.seconds - batch["seconds"]).abs()
         mistaken = (made.confidence[:, :longest] > 0) != (shown == 1)
         pairs = [  # in the order of METRICS: what is averaged, and over how many

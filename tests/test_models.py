@@ -112,11 +112,11 @@ def test_the_losses_are_those_of_plain_numpy():
     model.output.weight.data *= 20  # so that the poses move
     made = model(batch["tokens"], batch["token_mask"], batch["n_frames"])
     poses, logits = made.pose.detach().numpy(), made.confidence.detach().numpy()
-    squares, chances, moved = [], [], np.zeros((4, 2))  # errors and squares of movement
+    wrong, chances, moved = [], [], np.zeros((4, 2))  # errors and squares of movement
     spans = [(3, 6, 12), (2, 3, 6), (3, 6, 12)]  # frames in .12, .24 and .48 s
     rows = zip(poses, logits, random_poses(), LENGTHS, spans, strict=True)
     for mine, chance, real, n, its_spans in rows:
-        squares += ((mine[:n] - real) ** 2).ravel().tolist()
+        wrong += (mine[:n] - real).reshape(-1, 2).tolist()
         parts = [[np.diff(pose, axis=0) for pose in (mine[:n], real)]]
         parts += [[distances(pose, frames) for pose in (mine[:n], real)] for frames in its_spans]
         for sums, (mine_part, real_part) in zip(moved, parts, strict=True):
@@ -125,8 +125,9 @@ def test_the_losses_are_those_of_plain_numpy():
         chances += np.log(np.where(np.isfinite(real[:, ::2]), sure, 1 - sure)).ravel().tolist()
     variance = (statistics()["std"][:-2] ** 2).mean().item()
     of_pose, mse = loss_of(model, batch)
-    assert mse.item() == pytest.approx(np.nanmean(squares), rel=1e-4)
-    assert of_pose.item() == pytest.approx(np.nanmean(squares) / variance, rel=1e-4)
+    distance = np.nanmean(np.linalg.norm(wrong, axis=-1)) / math.sqrt(2 * variance)
+    assert mse.item() == pytest.approx(np.nanmean(np.square(wrong)), rel=1e-4)
+    assert of_pose.item() == pytest.approx(mse.item() / variance + distance / 2, rel=1e-4)
     apart = [
         loss_of(model, batch, *weights)[0].item() - of_pose.item()
         for weights in ((0.5, 0, 0), (0, 0.5, 0), (0, 0, 0.5))
