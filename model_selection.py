@@ -1608,7 +1608,8 @@ def new_optimizer(name, model):
 def new_schedule(optimizer, steps, done):
     """The rates rise for a share WARMUP of the steps, then fall to 0. `done` steps are over."""
     warmup = round(WARMUP * steps)
-    return transformers.get_cosine_schedule_with_warmup(optimizer, warmup, steps, 0.5, done - 1)
+    fall = transformers.get_polynomial_decay_schedule_with_warmup
+    return fall(optimizer, warmup, steps, lr_end=0.0, power=2.0, last_epoch=done - 1)
 
 
 def train_one_epoch(run, model, schedule, label):
@@ -1629,7 +1630,7 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        memory = min(AVERAGE, (1 + step) / (3 + step))  # at first of half the steps
+        memory = min(AVERAGE, (1 + step) / (4 + step))  # at first of a third of the steps
         with torch.no_grad():
             for mean, weight in weights:
                 mean.lerp_(weight, 1 - memory)
