@@ -1630,7 +1630,7 @@ def train_one_epoch(run, model, schedule, label):
         nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP or math.inf)
         run.optimizer.step()
         schedule.step()
-        memory = min(AVERAGE, (1 + step) / (3 + step))  # at first of half the steps
+        memory = min(AVERAGE, (1 + step) / (4 + step))  # at first of a third of the steps
         with torch.no_grad():
             for mean, weight in weights:
                 mean.lerp_(weight, 1 - memory)
