@@ -106,7 +106,7 @@ def test_gradients_are_clipped_and_what_is_evaluated_is_the_average_of_the_weigh
     norms = []
 
     def follow(*_):
-        memory = min(average, (1 + len(norms)) / (3 + len(norms)))
+        memory = min(average, (1 + len(norms)) / (4 + len(norms)))
         for value, weight in zip(expected, run.model.parameters(), strict=True):
             value.mul_(memory).add_(weight.detach(), alpha=1 - memory)
         gradients = [value.grad for value in run.model.parameters() if value.grad is not None]
