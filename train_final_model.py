@@ -1143,7 +1143,7 @@ class TransformerEncoder(nn.Module):
 class PretrainedEncoder(nn.Module):
     """A BERT, which reads word pieces, and knows none of them without its sentence."""
 
-    hidden_share = 0.3  # of the pieces, from the others, so that no sentence is learned by heart
+    hidden_share = 0.3  # of the pieces are hidden from the others, or it learns by heart
 
     def __init__(self, bert_config, width, dropout, **_):
         super().__init__()
@@ -1352,7 +1352,7 @@ class PoseModel(nn.Module):
         return window, torch.cat([position, waves(phase), time], -1)
 
     def drop_features(self, features):
-        """Dropout of the same features (B, T, H) in all frames, which does not look like motion."""
+        """Dropout of the same features (B, T, H) in all frames: it must not look like motion."""
         return features * self.dropout(torch.ones_like(features[:, :1]))
 
     def drop_words(self, tokens, token_mask):
@@ -1490,7 +1490,7 @@ def training_loss(model, batch):
     mse, distance, duration, confidence, steps, *spans = means
     bare = getattr(model, "module", model)  # within DistributedDataParallel
     variance = bare.std.square().masked_fill(bare.seen == 0, math.nan).nanmean()
-    # the distance keeps a point that is in one of two places from being put between them
+    # the MSE alone puts a point that is in one of two places between them
     loss = mse / variance + distance / (2 * variance).sqrt() / 2
     loss = loss + MOTION_WEIGHT * (steps + sum(spans) / 2)
     loss = loss + DURATION_WEIGHT * duration + CONFIDENCE_WEIGHT * confidence
